@@ -1,0 +1,44 @@
+# From nothing but Python >= 3.10 and make: each target first makes .venv with the pinned tools, once.
+# Another interpreter: make test PYTHON=/path/to/python3.12
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help venv demo test export readme docs build
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
+
+venv: .venv/.installed ## make .venv and install the project with its pinned development tools
+
+.venv/.installed: settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo 'Python 3.10 or newer is needed, and "$(PYTHON)" is not one. Name one: make PYTHON=/path/to/python3.12' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: venv ## finetune the embedded model with PRDP on the CPU, pictures and table included
+	$(BIN)/prdp_train --preset emoji_small
+
+test: venv ## sync, README, lint, every notebook, every test
+	.ci/check_sync
+	$(BIN)/python tools/readme.py --check
+	$(BIN)/ruff check
+	$(BIN)/pytest --durations=0 --durations-min=1
+
+export: venv ## write the modules anew from the notebooks, and clean these
+	find prdp_nb -name '*.py' -delete
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+readme: venv ## write README.md from nbs/index.ipynb
+	$(BIN)/python tools/readme.py
+
+docs: venv ## the website, in _docs (needs quarto)
+	@command -v quarto >/dev/null || { echo 'make docs needs quarto on the PATH' >&2; exit 1; }
+	touch README.md # newer than the notebook, so that nbdev leaves it as it is
+	$(BIN)/nbdev_docs
+
+build: venv ## the wheel and the source archive, in dist
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation

@@ -1,0 +1,52 @@
+"The front page: README.md is made from it, its links lead somewhere, its map is complete, its code runs."
+import json, re, sys
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT/"tools"))
+import readme
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
+
+def relative_links(text: str) -> list[str]:
+    return [link for _, link in readme.LINK.findall(text) if not re.match(r"[a-z]+:|#", link)]
+
+def markdown(notebook: Path) -> str:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+def test_readme_turns_links_and_hides_directives():
+    text = readme.readme(new_notebook(cells=[
+        new_markdown_cell('![a](images/a.png) [b](01_b.ipynb#c) [c](../LICENSE) [d](https://d.org) [e](#e)\n<img src="images/f.png">'),
+        new_code_cell("#| hide\nsecret()"), new_code_cell("#| eval: false\nshown()")]))
+    for expected in ("](nbs/images/a.png)", "](nbs/01_b.ipynb#c)", "](LICENSE)", "](https://d.org)", "](#e)", 'src="nbs/images/f.png"',
+                     "```python\nshown()\n```"):
+        assert expected in text
+    assert "secret" not in text and "#|" not in text
+
+def test_links_of_readme_exist():
+    missing = [link for link in relative_links((ROOT/"README.md").read_text(encoding="utf-8")) if not (ROOT/link.split("#")[0]).exists()]
+    assert not missing
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_links_of_notebook_exist(notebook):
+    missing = [link for link in relative_links(markdown(notebook)) if not (notebook.parent/link.split("#")[0]).exists()]
+    assert not missing
+
+def test_map_of_the_book_names_every_notebook():
+    rows = re.findall(r"^\| \[(\w+)\]\((\w+)\.ipynb\)", markdown(ROOT/"nbs"/"index.ipynb"), flags=re.M)
+    assert rows == [(path.stem, path.stem) for path in NOTEBOOKS if path.stem != "index"]
+
+def test_own_reward_of_the_front_page_trains(tmp_path, monkeypatch):
+    from prdp_nb.training import Config
+    code = re.search(r"```python\n(.*?)```", (ROOT/"README.md").read_text(encoding="utf-8"), flags=re.S)[1]
+    (tmp_path/"two.txt").write_text("a painting of a fox\na painting of a cow\n")
+    tiny = dict(epochs=1, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2, eval_prompts="two.txt", eval_images_per_prompt=1)
+    preset = Config.preset
+    monkeypatch.setattr(Config, "preset", lambda name, **given: preset(name, **given, **tiny))
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    assert names["run"].resolve() == tmp_path/"runs"/"redness" and (names["run"]/"final").is_dir()

@@ -1,0 +1,31 @@
+"What the package imports: all of it is declared, and heavy libraries wait until they are needed."
+import ast, configparser, json, re, subprocess, sys
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = sorted((ROOT/"prdp_nb").glob("*.py"))
+HEAVY = {"accelerate", "diffusers", "matplotlib", "open_clip", "pandas", "peft", "torchvision", "transformers"}
+DISTRIBUTIONS = {"PIL": "pillow", "open_clip": "open_clip_torch", "yaml": "pyyaml"} # where the distribution's name is not the import's
+
+def canonical(name: str) -> str: return re.sub(r"[-_.]+", "-", name).lower()
+
+def imported(module: Path) -> set[str]: # top-level names, wherever in the module they are imported
+    nodes = list(ast.walk(ast.parse(module.read_text(encoding="utf-8"))))
+    return ({alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+            | {node.module.split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom) and not node.level})
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
+def test_every_import_is_declared(module):
+    settings = configparser.ConfigParser(delimiters=["="])
+    settings.read(ROOT/"settings.ini", encoding="utf-8")
+    declared = {canonical(re.split(r"[<>=!~;\[]", requirement)[0]) for requirement in settings["DEFAULT"]["requirements"].split()}
+    allowed = declared | {"pyarrow", "tokenizers"} # the first only for .parquet files, by a clear error; the second comes with transformers
+    for name in imported(module) - sys.stdlib_module_names - {"prdp_nb"}:
+        assert canonical(DISTRIBUTIONS.get(name, name)) in allowed, f"{module.name} imports {name}, which is not in settings.ini's requirements"
+
+@pytest.mark.parametrize("module", ["objectives", "rewards", "prompts"])
+def test_light_modules_import_nothing_heavy(module):
+    code = f"import json, sys, prdp_nb.{module}; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not HEAVY & set(json.loads(done.stdout))

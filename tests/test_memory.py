@@ -1,0 +1,82 @@
+"The memory of an update is set by the chunk, not by the number of denoising steps T."
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from prdp_nb.emoji_training import make_scheduler, make_unet
+from prdp_nb.models import trainable_parameters
+from prdp_nb.objectives import prdp_loss
+from prdp_nb.trajectories import Rollout, score
+from prdp_nb.diffusion import GuidedPolicy, noise_schedule
+from prdp_nb.training import Config, update_policy
+
+IMAGES, CHUNK = 2, 8
+
+
+def setting(num_inference_steps):
+    "A policy, and a rollout of random latents with rewards, for T steps."
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    policy = GuidedPolicy(make_unet(block_out_channels=(32, 64)).eval(), noise_schedule(make_scheduler(), num_inference_steps), 5.0)
+    latents = torch.randn(1, IMAGES, num_inference_steps + 1, 16, 8, 8)
+    rollout = Rollout(["a fox"], torch.randn(1, 24, 96), torch.randn(24, 96), latents, *(torch.zeros(1, IMAGES, num_inference_steps) for _ in range(2)))
+    rollout.log_probs = rollout.log_probs_ref = score(policy, rollout, CHUNK)
+    return policy, rollout, torch.randn(1, IMAGES)
+
+
+def update(policy, rollout, rewards):
+    "Two updates as a run makes them."
+    config = Config(chunk_size=CHUNK, batch_size=CHUNK, updates_per_epoch=2, kl_weight=1e-3, clip_range=1.0)
+    optimizer = torch.optim.AdamW(trainable_parameters(policy), 1e-5)
+    update_policy(policy, optimizer, rollout, rewards, config)
+
+
+def naive_update(policy, rollout, rewards):
+    "One update with the whole graph held, as the equations are written."
+    cells = rollout.cells(torch.arange(rollout.log_probs.numel()))
+    log_probs = policy.log_prob(*cells, rollout.empty_embeds).view_as(rollout.log_probs)
+    prdp_loss(log_probs, rollout.log_probs, rollout.log_probs_ref, rewards, clip_range=1.0, kl_weight=1e-3).backward()
+
+
+class Held:
+    "A tensor that autograd holds for the backward pass, counted as long as it is held."
+    now = peak = 0
+    def __init__(self, tensor):
+        self.tensor = tensor
+        Held.now += tensor.nbytes
+        Held.peak = max(Held.peak, Held.now)
+    def __del__(self): Held.now -= self.tensor.nbytes
+
+
+def held_bytes(work, num_inference_steps):
+    "The most bytes that autograd holds at once while `work` runs."
+    arguments = setting(num_inference_steps)
+    Held.now = Held.peak = 0
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor): work(*arguments)
+    return Held.peak
+
+
+def test_what_autograd_holds_does_not_depend_on_T():
+    few, many = (held_bytes(update, steps) for steps in (5, 50))
+    assert few > 1e6 and many == pytest.approx(few, rel=0.01)
+    assert held_bytes(naive_update, 50) > 5*many # the measure sees what the chunks save
+
+
+def resident_megabytes(work, num_inference_steps):
+    "The largest resident memory of a process that does nothing else. Not `ru_maxrss`: a child inherits its parent's."
+    code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_memory as m; m.{work.__name__}(*m.setting({num_inference_steps})); "
+            "print(next(int(line.split()[1])/1024 for line in open('/proc/self/status') if line.startswith('VmHWM')))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout.split()[-1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_resident_memory_does_not_depend_on_T():
+    few, many, naive = resident_megabytes(update, 5), resident_megabytes(update, 50), resident_megabytes(naive_update, 50)
+    print(f"peak resident memory: T = 5 {few:.0f} MB, T = 50 {many:.0f} MB, T = 50 with the whole graph {naive:.0f} MB")
+    assert many <= 1.05*few
+    assert naive > 1.05*few

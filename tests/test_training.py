@@ -1,0 +1,264 @@
+"Runs as processes: the three commands, Ctrl-C, bad input, and what must be the same twice."
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from prdp_nb.rewards import RewardError
+from prdp_nb.training import Config, Trainer, read_metrics, train_command
+
+TINY = dict(epochs=2, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2, learning_rate=1e-2, eval_images_per_prompt=1, eval_rewards=("emoji_score",), save_every=1)
+ENV = os.environ | dict(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TQDM_DISABLE="1", PYTHONUNBUFFERED="1")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def prompt_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts")/"animals.txt"
+    path.write_text("a painting of a fox\na painting of a duck\na painting of a cow\n")
+    return path
+
+
+def tiny(folder, prompt_file, **fields):
+    "A configuration of a run of seconds."
+    return Config(**(TINY | dict(output_dir=str(folder), prompts=str(prompt_file)) | fields))
+
+
+def command(name, *arguments):
+    "How the installed script of that name is started."
+    return [sys.executable, "-c", f"import sys; from prdp_nb.training import {name} as main; sys.exit(main())", *map(str, arguments)]
+
+
+def train_arguments(folder, prompt_file, **fields):
+    flags = TINY | dict(output_dir=folder, prompts=prompt_file) | fields
+    return [part for name, value in flags.items() for part in (f"--{name}", *map(str, value if isinstance(value, tuple) else [value]))]
+
+
+def finish(*arguments):
+    return subprocess.run(command(*arguments), env=ENV, capture_output=True, text=True, timeout=300)
+
+
+def pixel_difference(a, b):
+    return np.abs(np.asarray(a, int) - np.asarray(b, int)).max()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, prompt_file):
+    folder = tmp_path_factory.mktemp("run")/"first"
+    done = finish("train_command", *train_arguments(folder, prompt_file))
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_a_run_leaves_its_folder_and_says_so(run):
+    folder, done = run
+    assert {"config.yaml", "metrics.csv", "evaluation.csv", "curves.png", "gallery.png", "samples", "checkpoints", "final"} == {f.name for f in folder.iterdir()}
+    assert (folder/"final/pytorch_lora_weights.safetensors").exists() and (folder/"checkpoints/epoch_0002/pytorch_lora_weights.safetensors").exists()
+    header, *rows = csv.reader((folder/"metrics.csv").read_text().splitlines())
+    assert header == "epoch reward_queries reward_mean reward_std loss kl clip_fraction grad_norm seconds".split()
+    assert [row[:2] for row in rows] == [["1", "4"], ["2", "8"]]
+    assert f"run folder: {folder}" in done.stdout and "95 % interval" in done.stdout and "emoji_score" in done.stdout
+    evaluation = list(csv.DictReader((folder/"evaluation.csv").read_text().splitlines()))
+    assert list(evaluation[0]) == "experiment method seed prompt_set prompt scorer base tuned".split()
+    assert {row["prompt"] for row in evaluation} == {"a painting of a fox", "a painting of a duck", "a painting of a cow"}
+    assert any(float(row["base"]) != float(row["tuned"]) for row in evaluation)
+
+
+def test_same_command_same_seed_same_numbers(run, prompt_file, tmp_path):
+    def numbers(folder): return [row[:-1] for row in csv.reader((folder/"metrics.csv").read_text().splitlines())]
+    for name, seed in (("again", 0), ("other", 1)):
+        assert finish("train_command", *train_arguments(tmp_path/name, prompt_file, seed=seed)).returncode == 0
+    assert numbers(tmp_path/"again") == numbers(run[0])
+    assert numbers(tmp_path/"other") != numbers(run[0])
+    weights = [(folder/"final/pytorch_lora_weights.safetensors").read_bytes() for folder in (tmp_path/"again", run[0])]
+    assert weights[0] == weights[1]
+
+
+def test_sample_gives_the_picture_of_stock_diffusers(run, tmp_path):
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from prdp_nb.emoji import ASSETS
+    for seed in (3, 4):
+        done = finish("sample_command", run[0], "a painting of a fox", "--seed", seed, "--output", tmp_path/f"{seed}.png")
+        assert done.returncode == 0, done.stderr
+    ours, other = (Image.open(tmp_path/f"{seed}.png") for seed in (3, 4))
+    pipe = StableDiffusionPipeline.from_pretrained(ASSETS/"pipeline", dtype=torch.float32, safety_checker=None)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    def draw(): return pipe("a painting of a fox", num_inference_steps=2, guidance_scale=5.0, eta=1.0, generator=torch.Generator().manual_seed(3)).images[0]
+    base = draw()
+    pipe.load_lora_weights(run[0]/"final")
+    assert pixel_difference(ours, draw()) <= 1
+    assert pixel_difference(ours, base) > 1 and pixel_difference(ours, other) > 1
+
+
+def test_evaluate_makes_the_table_again(run, prompt_file, tmp_path):
+    done = finish("evaluate_command", run[0], "--prompts", prompt_file, "--rewards", "emoji_score", "colourfulness", "--output", tmp_path/"table.csv")
+    assert done.returncode == 0, done.stderr
+    table, before = (list(csv.DictReader(path.read_text().splitlines())) for path in (tmp_path/"table.csv", run[0]/"evaluation.csv"))
+    assert [row["scorer"] for row in table] == ["emoji_score"]*3 + ["colourfulness"]*3
+    recorded = {row["prompt"]: row for row in before if row["scorer"] == "emoji_score"}
+    for row in table[:3]:
+        for which in ("base", "tuned"): assert float(row[which]) == pytest.approx(float(recorded[row["prompt"]][which]), abs=2e-3)
+
+
+def test_ctrl_c_leaves_a_usable_run_folder(prompt_file, tmp_path):
+    from prdp_nb.models import load_finetuned
+    process = subprocess.Popen(command("train_command", *train_arguments(tmp_path/"run", prompt_file, epochs=1000)), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(2400):
+        if process.poll() is not None or (tmp_path/"run/metrics.csv").exists() and len((tmp_path/"run/metrics.csv").read_text().splitlines()) > 2: break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert f"the model as it was then is in {tmp_path/'run/final'}" in out and "Traceback" not in err
+    epochs = read_metrics(tmp_path/"run")["epoch"]
+    assert epochs.tolist() == list(range(1, len(epochs) + 1)) and f"interrupted after {len(epochs)} of 1000 epochs" in out
+    assert (tmp_path/"run/curves.png").exists() and (tmp_path/"run/gallery.png").exists()
+    load_finetuned(tmp_path/"run/final")
+
+
+BAD = [ # flags, what the one line on stderr must say
+    (["--preset", "emoji_smal"], ["emoji_smal", "'emoji_small'", "paper_large"]),
+    (["--model", "emojy"], ["unknown model 'emojy'", "'emoji'"]),
+    (["--reward", "emoji_scor"], ["unknown reward 'emoji_scor'", "'emoji_score'"]),
+    (["--eval_rewards", "emoji_juge"], ["'emoji_juge'", "'emoji_judge'"]),
+    (["--prompts", "emoji_animal"], ["'emoji_animal'", "'emoji_animals'"]),
+    (["--prompts", "missing.txt"], ["missing.txt"]),
+    (["--prompts", "{here}/empty.txt"], ["empty.txt", "empty"]),
+    (["--prompts", "{here}/prompts.docx"], ["prompts.docx", ".docx", ".jsonl"]),
+    (["--prompts", "{here}/prompts.csv", "--prompt_column", "caption"], ["caption", "text", "other"]),
+    (["--images_per_prompt", "1"], ["images_per_prompt must be at least 2, not 1"]),
+    (["--kl_weight", "0"], ["kl_weight must be above 0, not 0"]),
+    (["--clip_range", "-0.0001"], ["clip_range must be above 0, not -0.0001"]),
+    (["--num_inference_steps", "0"], ["num_inference_steps must be at least 1, not 0"]),
+    (["--prompts_per_epoch", "0"], ["prompts_per_epoch must be at least 1, not 0"]),
+    (["--prompts_per_epoch", "46"], ["46", "45"]),
+    (["--num_inference_steps", "1001"], ["1001", "1000"]),
+    (["--epochs", "many"], ["epochs must be of type int, not 'many'"]),
+    (["--objective", "prpd"], ["prpd", "prdp"]),
+    (["--adapter", "full", "--dtype", "bfloat16"], ["full", "float32"]),
+    (["--device", "gpu"], ["device 'gpu' cannot be used here"]),
+    (["--config", "{here}/none.yaml"], ["none.yaml"]),
+    (["--config", "{here}/wrong.yaml"], ["guidence_scale", "guidance_scale"]),
+    (["--output_dir", "{here}"], ["exists and is not empty", "choose another one"]),
+]
+
+
+@pytest.mark.parametrize("flags, says", BAD, ids=[" ".join(flags) for flags, _ in BAD])
+def test_bad_input_is_met_before_any_sampling(flags, says, tmp_path, capsys, monkeypatch):
+    (tmp_path/"empty.txt").touch()
+    (tmp_path/"prompts.docx").write_text("a fox")
+    (tmp_path/"prompts.csv").write_text("text,other\na fox,1\n")
+    (tmp_path/"wrong.yaml").write_text("guidence_scale: 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("prdp_nb.training.sample_rollout", lambda *a, **k: pytest.fail("sampled"))
+    output = [] if "--output_dir" in flags else ["--output_dir", str(tmp_path/"run")]
+    assert train_command([*output, *(flag.format(here=tmp_path) for flag in flags)]) == 1
+    error = capsys.readouterr().err
+    for part in says: assert part in error
+    assert error.startswith("prdp_train: error: ") and not (tmp_path/"run").exists()
+
+
+def test_a_bad_command_ends_with_one_line_and_status_1(tmp_path):
+    done = finish("train_command", "--output_dir", tmp_path/"run", "--images_per_prompt", 1)
+    assert done.returncode == 1 and done.stderr.strip().startswith("prdp_train: error: images_per_prompt") and len(done.stderr.strip().splitlines()) == 1
+    assert finish("sample_command", tmp_path, "a fox").returncode == 1
+
+
+@pytest.mark.parametrize("name", ["train_command", "evaluate_command", "sample_command"])
+def test_help_reads_like_documentation(name):
+    done = finish(name, "--help")
+    assert done.returncode == 0 and "Example: prdp_" in done.stdout
+    if name == "train_command":
+        for field in Config.__dataclass_fields__: assert f"--{field} " in done.stdout
+
+
+def contrast(images, prompts):
+    return [float(np.asarray(image).std()) for image in images]
+
+
+WRONG = {
+    "too few scores": (lambda images, prompts: contrast(images, prompts)[:-1], "scores for"),
+    "nan": (lambda images, prompts: [float("nan")]*len(images), "nan"),
+    "raises": (lambda images, prompts: 1/0, "division by zero"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_reward_is_found_before_the_run_folder_is_made(name, prompt_file, tmp_path):
+    reward, says = WRONG[name]
+    with pytest.raises(RewardError, match=says): Trainer(tiny(tmp_path/"run", prompt_file), reward=reward).train()
+    assert not (tmp_path/"run").exists()
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_reward_that_breaks_later_leaves_a_usable_run_folder(name, prompt_file, tmp_path, capsys):
+    from prdp_nb.models import load_finetuned
+    calls, (wrong, says) = [], WRONG[name]
+    def reward(images, prompts):
+        calls.append(len(images))
+        return contrast(images, prompts) if len(calls) < 4 else wrong(images, prompts) # noise, base pictures, first epoch
+    with pytest.raises(RewardError, match=says): Trainer(tiny(tmp_path/"run", prompt_file), reward=reward).train()
+    assert "stopped by RewardError after 1 of 2 epochs" in capsys.readouterr().out
+    assert read_metrics(tmp_path/"run")["epoch"].tolist() == [1]
+    assert (tmp_path/"run/curves.png").exists() and (tmp_path/"run/gallery.png").exists()
+    load_finetuned(tmp_path/"run/final")
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(prompt_file, tmp_path, monkeypatch):
+    from prdp_nb import training
+    monkeypatch.setattr(training, "coefficients", lambda function, log_probs: (torch.tensor(0.), torch.full_like(log_probs, float("nan"))))
+    with pytest.raises(FloatingPointError, match="the weights were not touched"): Trainer(tiny(tmp_path/"run", prompt_file), reward=contrast).train()
+    from safetensors.torch import load_file
+    assert all(w.isfinite().all() for w in load_file(tmp_path/"run/final/pytorch_lora_weights.safetensors").values())
+
+
+def test_full_unet_is_trained_and_loads_in_stock_diffusers(prompt_file, tmp_path):
+    from diffusers import StableDiffusionPipeline
+    from prdp_nb.models import generate
+    trainer = Trainer(tiny(tmp_path/"run", prompt_file, adapter="full", learning_rate=1e-4, updates_per_epoch=2), reward=contrast)
+    reference = [p.clone() for p in trainer.policy.reference_unet.parameters()]
+    folder = trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(reference, trainer.policy.reference_unet.parameters()))
+    assert not any(torch.equal(a, b) for a, b in zip(reference, trainer.policy.unet.parameters()))
+    assert (read_metrics(folder)["kl"] != 0).tolist() == [False, True]
+    pipe = StableDiffusionPipeline.from_pretrained(folder/"final", safety_checker=None)
+    theirs = pipe("a painting of a fox", num_inference_steps=2, guidance_scale=5.0, eta=1.0, generator=torch.Generator().manual_seed(1)).images[0]
+    assert pixel_difference(theirs, generate(trainer.pipe, ["a painting of a fox"], [1], 2, 5.0)[0]) <= 1
+
+
+def test_long_prompts_are_counted_in_one_warning(tmp_path):
+    path = tmp_path/"long.txt"
+    path.write_text("a painting of a fox\n" + "".join(f"a painting of a {animal} " + "and a duck "*20 + "\n" for animal in ("cow", "cat")))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Trainer(tiny(tmp_path/"run", path, eval_rewards=(), epochs=1), reward=contrast).train()
+    assert [str(w.message)[:21] for w in caught if "tokens" in str(w.message)] == ["2 of 3 prompts are lo"]
+
+
+def test_reward_terms_are_logged_by_name(prompt_file, tmp_path):
+    config = tiny(tmp_path/"run", prompt_file, reward="2*colourfulness + 0.5*jpeg_compressibility", eval_rewards=(), epochs=1)
+    metrics = read_metrics(Trainer(config).train())
+    terms = 2*metrics["reward_mean/Colourfulness"] + 0.5*metrics["reward_mean/JPEGCompressibility"]
+    np.testing.assert_allclose(terms, metrics["reward_mean"], rtol=1e-5)
+
+
+def test_an_existing_run_is_never_overwritten(run, prompt_file):
+    before = {path: path.read_bytes() for path in Path(run[0]).rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match="exists and is not empty"): Trainer(tiny(run[0], prompt_file))
+    assert before == {path: path.read_bytes() for path in Path(run[0]).rglob("*") if path.is_file()}

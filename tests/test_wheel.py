@@ -1,0 +1,74 @@
+"The wheel alone, in an environment that knows neither this repository nor its notebooks' tools."
+import csv, os, shutil, subprocess, sys, sysconfig, zipfile
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ["settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "prdp_nb"]
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+NO_TOOLS = "import sys; sys.modules.update(dict.fromkeys(['nbdev', 'fastcore', 'execnb']))\n"
+
+def run(*command, cwd):
+    done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    "Made as a release makes it: a source archive from a clean copy, and the wheel from that archive."
+    source = tmp_path_factory.mktemp("source")
+    for name in SOURCES:
+        if (ROOT/name).is_dir(): shutil.copytree(ROOT/name, source/name, ignore=shutil.ignore_patterns("__pycache__"))
+        else: shutil.copy(ROOT/name, source)
+    run(sys.executable, "-m", "build", "--no-isolation", ".", cwd=source)
+    [path] = (source/"dist").glob("*.whl")
+    return path
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    "The python of a fresh environment: the wheel installed, its dependencies borrowed, the editable install out of sight."
+    folder = tmp_path_factory.mktemp("environment")
+    run(sys.executable, "-m", "venv", "--without-pip", folder/"venv", cwd=folder)
+    python = folder/"venv"/"bin"/"python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=folder)
+    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
+    # a folder named in a .pth file is searched, but the .pth files inside it, as an editable install's, are not read
+    (Path(site)/"borrowed.pth").write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
+    return python
+
+def test_wheel_carries_every_module_and_asset(wheel):
+    with zipfile.ZipFile(wheel) as archive: names = set(archive.namelist())
+    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT/"prdp_nb").rglob("*") if path.is_file() and path.parent.name != "__pycache__"}
+    assert {name for name in names if name.startswith("prdp_nb/")} == expected
+    assert any(name.endswith(".safetensors") for name in expected)
+    licences = {Path(name).name for name in names if ".dist-info/licenses/" in name}
+    assert licences == {"LICENSE", "LICENSE-OFL"}
+
+def test_assets_stay_under_25_megabytes():
+    assert sum(path.stat().st_size for path in (ROOT/"prdp_nb"/"assets").rglob("*") if path.is_file()) < 25e6
+
+def test_installed_package_needs_no_notebook_tools(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        [metadata] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        lines = archive.read(metadata).decode().splitlines()
+    required = [line for line in lines if line.startswith("Requires-Dist:") and "extra ==" not in line]
+    assert any("torch>=2.4" in line for line in required)
+    assert not [line for line in required if any(tool in line for tool in ("nbdev", "fastcore", "jupyter", "ipykernel", "pytest"))]
+    assert "Requires-Python: >=3.10" in lines
+
+def test_wheel_imports_from_outside_the_repository(installed, tmp_path):
+    code = NO_TOOLS + "import prdp_nb; from prdp_nb.training import Config, Trainer; print(prdp_nb.__file__)"
+    assert Path(run(installed, "-c", code, cwd=tmp_path).strip()).is_relative_to(installed.parents[1])
+
+@pytest.mark.parametrize("command", ["prdp_train", "prdp_evaluate", "prdp_sample"])
+def test_installed_commands_explain_themselves(installed, tmp_path, command):
+    assert "usage: " in run(installed.with_name(command), "--help", cwd=tmp_path)
+
+def test_wheel_trains_two_epochs(installed, tmp_path):
+    (tmp_path/"two.txt").write_text("a painting of a fox\na painting of a cow\n")
+    tiny = dict(output_dir="run", epochs=2, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2,
+                eval_prompts="two.txt", eval_images_per_prompt=1)
+    code = NO_TOOLS + f"from prdp_nb.training import Config, Trainer; Trainer(Config.preset('emoji_small', **{tiny})).train()"
+    run(installed, "-c", code, cwd=tmp_path)
+    with open(tmp_path/"run"/"metrics.csv", newline="") as file: assert len(list(csv.DictReader(file))) == 2
+    assert list((tmp_path/"run"/"final").iterdir())

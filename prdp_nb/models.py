@@ -7,7 +7,7 @@ __all__ = ['MODELS', 'LORA_TARGETS', 'LORA_FILE', 'use_ddim', 'quiet_loading', '
            'warn_truncated', 'encode_prompts', 'latent_shape', 'decode_latents', 'add_lora', 'make_policy',
            'trainable_parameters', 'generate', 'save_finetuned', 'load_finetuned']
 
-# %% ../nbs/08_models.ipynb #be7afda1
+# %% ../nbs/08_models.ipynb #5908105c
 import copy, pkgutil, re, warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 from .diffusion import GuidedPolicy, noise_schedule
 from .rewards import lookup
 
-# %% ../nbs/08_models.ipynb #9d3c29c3
+# %% ../nbs/08_models.ipynb #5fbe7e17
 def use_ddim(
     pipe, # any `StableDiffusionPipeline`; its scheduler is replaced in place
 ): # the same pipeline
@@ -26,7 +26,7 @@ def use_ddim(
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, set_alpha_to_one=False)
     return pipe
 
-# %% ../nbs/08_models.ipynb #54f5f72d
+# %% ../nbs/08_models.ipynb #9ed33e6e
 @contextmanager
 def quiet_loading():
     "Within the block, no progress bars and no remarks about reading and writing files that are here already."
@@ -41,7 +41,7 @@ def quiet_loading():
             log.set_verbosity(verbosity)
             if bars: log.enable_progress_bar()
 
-# %% ../nbs/08_models.ipynb #0792c53a
+# %% ../nbs/08_models.ipynb #d424e69d
 MODELS = {"emoji": "prdp_nb.emoji:load_pipeline"} # name -> "module:function" from a dtype to a pipeline
 
 def from_folder_or_hub(
@@ -57,7 +57,7 @@ def from_folder_or_hub(
         raise ValueError(f"{name_or_path!r} is a {kind}; supported is StableDiffusionPipeline (Stable Diffusion 1.x, 2.x and their finetunes)")
     return StableDiffusionPipeline.from_pretrained(name_or_path, dtype=dtype, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
-# %% ../nbs/08_models.ipynb #1fcca725
+# %% ../nbs/08_models.ipynb #20fef1ea
 def load_pipeline(
     name_or_path: str = "emoji", # an entry of `MODELS`, a folder, or `owner/name` on the hub
     dtype: torch.dtype = torch.float32, # of the weights in memory
@@ -71,7 +71,7 @@ def load_pipeline(
     pipe.set_progress_bar_config(disable=True)
     return use_ddim(pipe).to(device)
 
-# %% ../nbs/08_models.ipynb #37953406
+# %% ../nbs/08_models.ipynb #3d60a922
 def warn_truncated(
     pipe, # a `StableDiffusionPipeline`
     prompts: list[str],
@@ -82,7 +82,7 @@ def warn_truncated(
     if long: warnings.warn(f"{len(long)} of {len(prompts)} prompts are longer than the text encoder's {limit} tokens and lose their end, the first: {long[0]!r}")
     return len(long)
 
-# %% ../nbs/08_models.ipynb #14b35bb2
+# %% ../nbs/08_models.ipynb #d739261d
 @torch.no_grad()
 def encode_prompts(
     pipe, # a `StableDiffusionPipeline`
@@ -94,7 +94,7 @@ def encode_prompts(
     ids = pipe.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=pipe.tokenizer.model_max_length, return_tensors="pt").input_ids
     return pipe.text_encoder(ids.to(pipe.text_encoder.device))[0].float()
 
-# %% ../nbs/08_models.ipynb #ab057e8f
+# %% ../nbs/08_models.ipynb #7a21574f
 def latent_shape(
     pipe, # a `StableDiffusionPipeline`
 ) -> tuple[int, int, int]: # channels, height, width
@@ -102,7 +102,7 @@ def latent_shape(
     size = pipe.unet.config.sample_size
     return (pipe.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
 
-# %% ../nbs/08_models.ipynb #0cd88c9e
+# %% ../nbs/08_models.ipynb #edf33712
 @torch.no_grad()
 def decode_latents(
     pipe, # a `StableDiffusionPipeline`
@@ -116,7 +116,7 @@ def decode_latents(
         pictures += pipe.image_processor.postprocess(pixels, output_type="pil", do_denormalize=[True]*len(part))
     return pictures
 
-# %% ../nbs/08_models.ipynb #90a25789
+# %% ../nbs/08_models.ipynb #d9d02b6a
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0") # the projections of every attention layer
 
 def add_lora(
@@ -133,7 +133,7 @@ def add_lora(
     for p in pipe.unet.parameters():
         if p.requires_grad: p.data = p.data.float()
 
-# %% ../nbs/08_models.ipynb #6a361ecb
+# %% ../nbs/08_models.ipynb #9507cfb1
 def make_policy(
     pipe, # a fresh `StableDiffusionPipeline`; all of it is frozen but what is trained
     num_inference_steps: int, # T
@@ -152,14 +152,14 @@ def make_policy(
     pipe.unet.eval()
     return GuidedPolicy(pipe.unet, noise_schedule(pipe.scheduler, num_inference_steps, device=pipe.unet.device), guidance_scale, reference_unet)
 
-# %% ../nbs/08_models.ipynb #949410b1
+# %% ../nbs/08_models.ipynb #31e6600e
 def trainable_parameters(
     policy: GuidedPolicy,
 ) -> list[torch.nn.Parameter]: # what the optimizer gets
     "The weights θ that are trained."
     return [p for p in policy.unet.parameters() if p.requires_grad]
 
-# %% ../nbs/08_models.ipynb #e3006e50
+# %% ../nbs/08_models.ipynb #72966240
 def generate(
     pipe, # a `StableDiffusionPipeline`, finetuned or not
     prompts: list[str], # M prompts
@@ -182,7 +182,7 @@ def generate(
         if progress: progress(len(embeds))
     return pictures
 
-# %% ../nbs/08_models.ipynb #a3e63f8a
+# %% ../nbs/08_models.ipynb #d2716e4c
 def save_finetuned(
     pipe, # the `StableDiffusionPipeline` the policy was made from
     policy: GuidedPolicy,
@@ -197,7 +197,7 @@ def save_finetuned(
         pipe.save_lora_weights(folder, unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet)))
     return Path(folder)
 
-# %% ../nbs/08_models.ipynb #cb4055fa
+# %% ../nbs/08_models.ipynb #8cc447f5
 LORA_FILE = "pytorch_lora_weights.safetensors" # diffusers' name for an adapter
 
 def load_finetuned(

@@ -11,7 +11,7 @@ __all__ = ['OBJECTIVES', 'BOUNDS', 'PAPER', 'SMALL', 'LARGE', 'PRESETS', 'option
            'Setup', 'Trainer', 'config_parser', 'read_config', 'run_command', 'train_command', 'load_run',
            'evaluate_run', 'evaluate_command', 'sample_command']
 
-# %% ../nbs/09_training.ipynb #afd23b9a
+# %% ../nbs/09_training.ipynb #b5c1f361
 import argparse, csv, math, operator, sys, time, warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -28,12 +28,12 @@ from .prompts import draw_prompts, load_prompts
 from .rewards import Reward, RewardError, as_reward, compute_rewards, lookup
 from .trajectories import Rollout, backward_log_probs, noise_floor, sample_rollout, score
 
-# %% ../nbs/09_training.ipynb #0ac3e2ad
+# %% ../nbs/09_training.ipynb #de67c1d3
 OBJECTIVES = dict( # name -> a `Config` -> function of (log_probs, log_probs_old, log_probs_ref, rewards)
     prdp=lambda config: partial(prdp_loss, clip_range=config.clip_range, kl_weight=config.kl_weight),
     rdp=lambda config: lambda log_probs, log_probs_old, log_probs_ref, rewards: rdp_loss(log_probs, log_probs_ref, rewards, kl_weight=config.kl_weight))
 
-# %% ../nbs/09_training.ipynb #dfb2473f
+# %% ../nbs/09_training.ipynb #4bf43d5d
 def option(
     default, # the value where none is given
     help: str, # one line for readers and for `--help`
@@ -42,7 +42,7 @@ def option(
     "A field of the configuration: its default, its meaning and its limits."
     return field(default=default, metadata=dict(help=help, rule=rule))
 
-# %% ../nbs/09_training.ipynb #edecff6c
+# %% ../nbs/09_training.ipynb #f15dc0a2
 def cast(
     name: str, # of the field, for the error
     value, # a Python value, or text from a command line or a YAML file
@@ -58,7 +58,7 @@ def cast(
         raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
     return result
 
-# %% ../nbs/09_training.ipynb #5be598a0
+# %% ../nbs/09_training.ipynb #79ea7c67
 BOUNDS = dict(above=operator.gt, at_least=operator.ge, at_most=operator.le)
 
 def check(
@@ -73,7 +73,7 @@ def check(
         if word in rule and not holds(value, rule[word]): raise ValueError(f"{name} must be {word.replace('_', ' ')} {rule[word]}, not {value}{reason}")
     if "one_of" in rule: lookup(name, value, dict.fromkeys(rule["one_of"]))
 
-# %% ../nbs/09_training.ipynb #74be8d01
+# %% ../nbs/09_training.ipynb #69a28672
 @dataclass
 class TaskOptions:
     "what is finetuned, towards what"
@@ -84,7 +84,7 @@ class TaskOptions:
     output_dir: str = option("runs/prdp", "run folder for everything that comes out; it must be new or empty")
     seed: int = option(0, "decides prompts, noise and initial weights; same seed, same machine: same run", at_least=0)
 
-# %% ../nbs/09_training.ipynb #b551592f
+# %% ../nbs/09_training.ipynb #90c61d92
 @dataclass
 class EpochOptions:
     "what an epoch samples from the policy"
@@ -94,7 +94,7 @@ class EpochOptions:
     num_inference_steps: int = option(10, "T: denoising steps", at_least=1)
     guidance_scale: float = option(5.0, "classifier-free guidance, when sampling and when scoring; 1 is none", at_least=1)
 
-# %% ../nbs/09_training.ipynb #ada36b08
+# %% ../nbs/09_training.ipynb #c73274a7
 @dataclass
 class UpdateOptions:
     "how the policy learns from them"
@@ -108,7 +108,7 @@ class UpdateOptions:
     adapter: str = option("lora", "what is trained: adapters of the attention projections, or the whole UNet with a frozen copy as reference", one_of=("lora", "full"))
     lora_rank: int = option(8, "rank of the LoRA matrices", at_least=1)
 
-# %% ../nbs/09_training.ipynb #96f3f26c
+# %% ../nbs/09_training.ipynb #4d852199
 @dataclass
 class CostOptions:
     "what it may cost"
@@ -118,7 +118,7 @@ class CostOptions:
     dtype: str = option("float32", "of the frozen weights (full: float32 only); latents, log-probabilities and what is trained are always float32", one_of=("float32", "bfloat16"))
     device: str | None = option(None, "cpu, cuda, cuda:1, mps; the best there is where not given")
 
-# %% ../nbs/09_training.ipynb #63d27d7c
+# %% ../nbs/09_training.ipynb #d5a017cf
 @dataclass
 class ReportOptions:
     "what is measured and kept"
@@ -128,7 +128,7 @@ class ReportOptions:
     save_every: int = option(10, "epochs from one checkpoint and sheet of samples to the next", at_least=1)
     log_with: str | None = option(None, "also log to a tracker, through accelerate", one_of=("tensorboard", "wandb"))
 
-# %% ../nbs/09_training.ipynb #b0ca7d89
+# %% ../nbs/09_training.ipynb #3302b6cc
 @dataclass
 class ConfigFields(ReportOptions, CostOptions, UpdateOptions, EpochOptions, TaskOptions):
     "The fields of a run's configuration, checked. Raises `ValueError` that names the field, the value and what was expected."
@@ -140,7 +140,7 @@ class ConfigFields(ReportOptions, CostOptions, UpdateOptions, EpochOptions, Task
         if self.adapter == "full" and self.dtype != "float32":
             raise ValueError("adapter 'full' needs dtype 'float32', not 'bfloat16': steps of a small learning rate would be rounded away")
 
-# %% ../nbs/09_training.ipynb #a69d1b32
+# %% ../nbs/09_training.ipynb #f6911bcb
 PAPER = dict(model="CompVis/stable-diffusion-v1-4", adapter="full", num_inference_steps=50, guidance_scale=5.0, weight_decay=1e-4, max_grad_norm=1.0,
              cell_fraction=1.0, chunk_size=8, batch_size=16, eval_rewards=(), save_every=50)
 SMALL = PAPER | dict(epochs=100, updates_per_epoch=10, prompts_per_epoch=32, images_per_prompt=16, clip_range=1e-6, learning_rate=1e-5)
@@ -152,7 +152,7 @@ PRESETS = dict( # name -> fields that differ from the defaults
     paper_multi=LARGE | dict(prompts="pickapic_train", reward="10*pickscore + 2*hpsv2 + 0.05*aesthetic", kl_weight=3e-5, learning_rate=1e-5),
     paper_kl_aesthetic=SMALL | dict(prompts="animal_names", reward="aesthetic", epochs=250, kl_weight=1.0))
 
-# %% ../nbs/09_training.ipynb #a41b08b8
+# %% ../nbs/09_training.ipynb #df417c11
 class Config(ConfigFields):
     "Everything a run depends on: `Config(epochs=3)`, `Config.preset('emoji_small', seed=1)` or `Config.load('config.yaml')`."
     @classmethod
@@ -179,7 +179,7 @@ class Config(ConfigFields):
     def save(self, path: str | Path): # as a YAML file that `load` reads
         Path(path).write_text(yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}, sort_keys=False))
 
-# %% ../nbs/09_training.ipynb #7a507846
+# %% ../nbs/09_training.ipynb #c569e4df
 def derive_seed(
     *position: int, # the run's seed, then e.g. the epoch and the update
 ) -> int: # 32 bits
@@ -195,7 +195,7 @@ def image_seeds(
     "The seeds of an epoch's pictures."
     return torch.from_numpy(np.random.SeedSequence((seed, epoch)).generate_state(prompts*images).astype(np.int64)).view(prompts, images)
 
-# %% ../nbs/09_training.ipynb #c7dbb3d9
+# %% ../nbs/09_training.ipynb #b1323b93
 def gradient_step(
     policy: GuidedPolicy, # π_θ, with its gradient in `.grad`
     optimizer: torch.optim.Optimizer,
@@ -209,7 +209,7 @@ def gradient_step(
     optimizer.zero_grad()
     return norm
 
-# %% ../nbs/09_training.ipynb #71011ea5
+# %% ../nbs/09_training.ipynb #7dc4c9f8
 def update_policy(
     policy: GuidedPolicy, # π_θ, changed in place
     optimizer: torch.optim.Optimizer, # over `trainable_parameters(policy)`
@@ -229,14 +229,14 @@ def update_policy(
         history.append((float(loss), clipped, gradient_step(policy, optimizer, config.max_grad_norm)))
     return dict(zip(("loss", "clip_fraction", "grad_norm"), np.mean(history, axis=0).tolist()))
 
-# %% ../nbs/09_training.ipynb #2c3196b3
+# %% ../nbs/09_training.ipynb #d8ababed
 def trajectory_kl(
     rollout: Rollout,
 ) -> float: # nats
     "An unbiased estimate of KL(π_old ‖ π_ref) over whole trajectories (step 1 of the derivation, eq. 6)."
     return (rollout.log_probs - rollout.log_probs_ref).sum(-1).mean().item()*rollout.latents[0, 0, 0].numel()
 
-# %% ../nbs/09_training.ipynb #eb0b2ef9
+# %% ../nbs/09_training.ipynb #d1c29896
 def score_terms(
     reward: Reward, # one, or a weighted sum of several
     pictures: list[Image.Image], # M
@@ -247,7 +247,7 @@ def score_terms(
     means = {name: scores.mean().item() for _, name, scores in parts} if len(parts) > 1 else {}
     return sum(weight*scores for weight, _, scores in parts), means
 
-# %% ../nbs/09_training.ipynb #fad16291
+# %% ../nbs/09_training.ipynb #8f2e16e7
 def epoch_row(
     epoch: int, # 1 … E
     rollout: Rollout,
@@ -261,7 +261,7 @@ def epoch_row(
                 loss=updates["loss"], kl=trajectory_kl(rollout), clip_fraction=updates["clip_fraction"], grad_norm=updates["grad_norm"],
                 **{f"reward_mean/{name}": mean for name, mean in terms.items()}, seconds=round(seconds, 2))
 
-# %% ../nbs/09_training.ipynb #49d817a4
+# %% ../nbs/09_training.ipynb #0fcb4cf6
 def append_rows(
     path: Path, # a CSV file; made, with a header, by its first rows
     rows: list[dict], # all with the same columns
@@ -280,7 +280,7 @@ def read_metrics(
     with open(Path(run)/"metrics.csv", newline="") as file: rows = list(csv.DictReader(file))
     return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
 
-# %% ../nbs/09_training.ipynb #a64c2c2f
+# %% ../nbs/09_training.ipynb #6f13494b
 def check_noise_floor(
     floor: float, # mean |difference| of a log-probability between sampling and re-scoring, at θ = θ_old
     clip_range: float, # ε
@@ -290,7 +290,7 @@ def check_noise_floor(
     if floor > clip_range: raise ValueError(f"the numerical noise of log-probabilities, {floor:.1e}, exceeds clip_range, {clip_range:.1e}: {advice}")
     if floor > clip_range/10: warnings.warn(f"the numerical noise of log-probabilities, {floor:.1e}, exceeds a tenth of clip_range, {clip_range:.1e}: {advice}")
 
-# %% ../nbs/09_training.ipynb #a66bcefd
+# %% ../nbs/09_training.ipynb #c01e6f32
 def spread(
     prompts: list[str],
     at_most: int, # prompts to keep
@@ -298,7 +298,7 @@ def spread(
     "Evenly spaced prompts of a set, all of them where there are few."
     return prompts[::math.ceil(len(prompts)/at_most)]
 
-# %% ../nbs/09_training.ipynb #7378acc7
+# %% ../nbs/09_training.ipynb #57fedd46
 @dataclass
 class Evaluation:
     "What scorers say of one model's pictures."
@@ -306,7 +306,7 @@ class Evaluation:
     scores: dict[str, np.ndarray] # scorer -> (P, I): I pictures of each prompt
     pictures: list[Image.Image] # the first picture of each of the first prompts
 
-# %% ../nbs/09_training.ipynb #b92725e0
+# %% ../nbs/09_training.ipynb #b77d2ecb
 def evaluate(
     pipe, # a `StableDiffusionPipeline`
     prompts: list[str], # P
@@ -327,7 +327,7 @@ def evaluate(
             kept += pictures[::images][:keep - len(kept)]
     return Evaluation(list(prompts), {name: np.concatenate(s) for name, s in scores.items()}, kept)
 
-# %% ../nbs/09_training.ipynb #c94f9105
+# %% ../nbs/09_training.ipynb #505afdcd
 def mean_interval(
     gains: np.ndarray, # (P,), one a prompt
     resamples: int = 10_000, # bootstrap resamples
@@ -336,7 +336,7 @@ def mean_interval(
     rows = np.random.default_rng(0).integers(len(gains), size=(resamples, len(gains)))
     return tuple(np.quantile(np.asarray(gains)[rows].mean(1), (0.025, 0.975)).tolist())
 
-# %% ../nbs/09_training.ipynb #3137e21d
+# %% ../nbs/09_training.ipynb #29be4283
 def compare(
     base: Evaluation,
     tuned: Evaluation, # of the same prompts and scorers
@@ -348,7 +348,7 @@ def compare(
     return [dict(about, prompt=prompt, scorer=scorer, base=float(b), tuned=float(t)) for scorer in base.scores
             for prompt, b, t in zip(base.prompts, base.scores[scorer].mean(1), tuned.scores[scorer].mean(1))]
 
-# %% ../nbs/09_training.ipynb #c1bcc95b
+# %% ../nbs/09_training.ipynb #b774187c
 def before_after(
     rows: list[dict], # from `compare`
 ) -> str: # a table to print
@@ -360,7 +360,7 @@ def before_after(
         lines.append(f"{scorer:24}{base.mean():10.4f}{tuned.mean():10.4f}{(tuned - base).mean():+10.4f}   {low:+.4f} to {high:+.4f}")
     return "\n".join(lines)
 
-# %% ../nbs/09_training.ipynb #0cfdaa7c
+# %% ../nbs/09_training.ipynb #eee95907
 def draw_curves(
     metrics: dict[str, np.ndarray], # from `read_metrics`
     path: Path, # a PNG
@@ -378,7 +378,7 @@ def draw_curves(
     clipped.set(xlabel="reward queries", ylim=(-0.05, 1.05))
     figure.savefig(path)
 
-# %% ../nbs/09_training.ipynb #2dc36612
+# %% ../nbs/09_training.ipynb #b45d726f
 def draw_gallery(
     before: Evaluation,
     after: Evaluation, # of the same prompts
@@ -399,7 +399,7 @@ def draw_gallery(
             if scorer in model.scores: axes.set_xlabel(f"{model.scores[scorer][i, 0]:.3f}", fontsize=8)
     figure.savefig(path)
 
-# %% ../nbs/09_training.ipynb #d06b2409
+# %% ../nbs/09_training.ipynb #e5fa128f
 def contact_sheet(
     pictures: list[Image.Image], # N·B pictures, prompt by prompt
     columns: int, # B
@@ -412,7 +412,7 @@ def contact_sheet(
     for i, picture in enumerate(shown): sheet.paste(picture.resize((size, size)), (i % columns*size, i//columns*size))
     return sheet
 
-# %% ../nbs/09_training.ipynb #eb291622
+# %% ../nbs/09_training.ipynb #d5e196dd
 def new_folder(
     path: str | Path,
 ) -> Path:
@@ -422,7 +422,7 @@ def new_folder(
         raise FileExistsError(f"output_dir {str(path)!r} exists and is not empty; choose another one, or remove it if you no longer need it")
     return path
 
-# %% ../nbs/09_training.ipynb #17d5ab59
+# %% ../nbs/09_training.ipynb #a1a8f084
 def make_accelerator(
     config: Config,
 ): # an `accelerate.Accelerator`
@@ -440,7 +440,7 @@ def usable_device(
     try: return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error: raise ValueError(f"device {str(device)!r} cannot be used here ({error}); leave it out for the best there is") from error
 
-# %% ../nbs/09_training.ipynb #c9ea212b
+# %% ../nbs/09_training.ipynb #2bac3b9e
 def probe(
     scorer, # a reward
     prompt: str,
@@ -450,7 +450,7 @@ def probe(
     noise = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
     compute_rewards(scorer, [Image.fromarray(x) for x in noise], [prompt]*2)
 
-# %% ../nbs/09_training.ipynb #bd5731ed
+# %% ../nbs/09_training.ipynb #dd43b8f3
 class Setup:
     "What a run needs, loaded and checked. Raises `ValueError`, `OSError` or `RewardError` for what is wrong, before anything is written."
     def __init__(self, config: Config, reward=None):
@@ -468,7 +468,7 @@ class Setup:
         self.optimizer, self.empty_embeds = self.accelerator.prepare(optimizer), encode_prompts(self.pipe, [""])[0]
         warn_truncated(self.pipe, list(dict.fromkeys(spread(self.prompts, 10_000) + self.eval_prompts)))
 
-# %% ../nbs/09_training.ipynb #dde13343
+# %% ../nbs/09_training.ipynb #e64c2279
 class Trainer(Setup):
     "Algorithm 1 (§4.3). `Trainer(Config.preset('emoji_small'), reward=my_reward).train()` returns the run folder."
     def train(self) -> Path: # the run folder
@@ -554,7 +554,7 @@ class Trainer(Setup):
         try: self.draw(evaluate(self.pipe, self.eval_prompts[:8], {}, self.config, 1))
         except Exception as problem: print(f"no pictures of the run could be drawn: {problem}")
 
-# %% ../nbs/09_training.ipynb #0603aac8
+# %% ../nbs/09_training.ipynb #bf1df017
 def config_parser() -> argparse.ArgumentParser:
     "The command line of `prdp_train`, made from the fields of `Config`."
     parser = argparse.ArgumentParser("prdp_train", usage="prdp_train [--preset NAME | --config FILE] [--FIELD VALUE ...]", description="Finetune a text-to-image model towards a reward with PRDP. Results go to one run folder: model, metrics, pictures, "
@@ -572,7 +572,7 @@ def config_parser() -> argparse.ArgumentParser:
                                  help=(f.metadata["help"] + choices + default).replace("%", "%%"))
     return parser
 
-# %% ../nbs/09_training.ipynb #aa2ed8ad
+# %% ../nbs/09_training.ipynb #6a04b214
 def read_config(
     arguments: list[str], # flags of `prdp_train`
 ) -> Config:
@@ -582,7 +582,7 @@ def read_config(
     if preset: return Config.preset(preset, **flags)
     return Config.of((asdict(Config.load(file)) if file else {}) | flags)
 
-# %% ../nbs/09_training.ipynb #b3b28a3e
+# %% ../nbs/09_training.ipynb #23f33bf9
 def run_command(
     name: str, # of the command, for the error line
     work, # a function without arguments
@@ -602,7 +602,7 @@ def train_command(
     arguments = sys.argv[1:] if arguments is None else arguments
     return run_command("prdp_train", lambda: Trainer(read_config(arguments)).train())
 
-# %% ../nbs/09_training.ipynb #bbb056a7
+# %% ../nbs/09_training.ipynb #8b563181
 def load_run(
     run: str | Path, # a run folder
 ) -> tuple: # its `Config`, and a `StableDiffusionPipeline` with its finetuned model
@@ -612,7 +612,7 @@ def load_run(
     device = usable_device(config.device or make_accelerator(config).device)
     return config, load_finetuned(Path(run)/"final", config.model, getattr(torch, config.dtype), device)
 
-# %% ../nbs/09_training.ipynb #fded10b5
+# %% ../nbs/09_training.ipynb #43ec0a8f
 def evaluate_run(
     run: str | Path, # a run folder
     prompts: str | None = None, # a prompt set or file; where not given, the run's own
@@ -628,7 +628,7 @@ def evaluate_run(
     pipes = (load_pipeline(config.model, tuned_pipe.dtype, tuned_pipe.device), tuned_pipe)
     return compare(*(evaluate(pipe, texts, scorers, config, images or config.eval_images_per_prompt) for pipe in pipes), config, name)
 
-# %% ../nbs/09_training.ipynb #f69269de
+# %% ../nbs/09_training.ipynb #5c65dd31
 def evaluate_command(
     arguments: list[str] | None = None, # the process's own where not given
 ) -> int: # exit status
@@ -647,7 +647,7 @@ def evaluate_command(
         print(before_after(rows))
     return run_command("prdp_evaluate", work)
 
-# %% ../nbs/09_training.ipynb #34c11f9a
+# %% ../nbs/09_training.ipynb #8ab17242
 def sample_command(
     arguments: list[str] | None = None, # the process's own where not given
 ) -> int: # exit status

@@ -128,7 +128,7 @@ def make_tokenizer(folder: Path): # where to save; returns a stock `CLIPTokenize
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(sorted(words), trainers.BpeTrainer(vocab_size=4096, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>"))
     model = json.loads(bpe.to_str())["model"]
-    tokens = list(model["vocab"]) + [c + "</w>" for c in alphabet if c + "</w>" not in model["vocab"]] + ["<|startoftext|>", "<|endoftext|>"]
+    tokens = sorted({*model["vocab"], *(c + "</w>" for c in alphabet)}) + ["<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[tuple(m) for m in model["merges"]], model_max_length=24)
     tokenizer.save_pretrained(folder)
     return tokenizer
@@ -502,6 +502,8 @@ def pack(
                  text_encoder=CLIPTextModel.from_pretrained(folder/"text_encoder"), tokenizer=CLIPTokenizer.from_pretrained(folder/"tokenizer"),
                  scheduler=make_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     StableDiffusionPipeline(**parts).to(dtype=torch.float16).save_pretrained(assets/"pipeline", safe_serialization=True)
+    config = assets/"pipeline/text_encoder/config.json" # half precision on disk, single in memory, like the other parts
+    config.write_text(json.dumps(json.loads(config.read_text()) | dict(dtype="float32"), indent=2) + "\n")
     for name in ("scorer", "aesthetic", "judge"):
         weights = load_file(folder/f"{name}.safetensors")
         save_file({k: v.half() if v.is_floating_point() else v for k, v in weights.items()}, assets/f"{name}.safetensors")

@@ -363,7 +363,6 @@ def train_scorer(
     folder: Path, # where `scorer.safetensors` goes
     tokenizer,
     pool: list[tuple[Scene, Image.Image]] = (), # decoded pictures, used for half of the good ones
-    hard: list[tuple[str, Image.Image, Image.Image]] = (), # (prompt, better, worse) of finetuned, hacked models
     steps: int = 1200,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
@@ -379,7 +378,6 @@ def train_scorer(
     for step in range(steps):
         batch = []
         for _ in range(batch_size):
-            if len(hard) and rng.random() < 0.25: batch.append(hard[rng.integers(len(hard))]); continue
             if len(pool) and rng.random() < 0.5: scene, picture = pool[rng.integers(len(pool))]
             else: scene = sample_scene(rng, None); picture = render(scene, rng)
             batch.append((scene.prompt, *preference_pair(scene, picture, rng)))

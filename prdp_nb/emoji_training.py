@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['EMOJI', 'FONT', 'FAULTS', 'DROPOUT', 'draw_sprite', 'draw_sprite_sheet', 'sample_scene', 'blur_and_fade',
-           'web_sample', 'web_dataset', 'patches', 'patch_pca', 'make_tokenizer', 'make_unet', 'make_text_encoder',
-           'make_scheduler', 'tokenize', 'trapezoid', 'train_denoiser', 'to_pixels', 'make_vae', 'psnr', 'train_vae',
-           'change_one_fact', 'texture', 'fake_reward_bait', 'roundtrip', 'preference_pair', 'train_scorer', 'facts_of',
-           'judge_example', 'train_judge', 'train_aesthetic', 'pack', 'decoded_pool', 'build_world']
+           'web_sample', 'web_dataset', 'patches', 'patch_pca', 'to_latents', 'make_tokenizer', 'tokenize',
+           'make_scheduler', 'trapezoid', 'restore', 'fit', 'make_unet', 'make_text_encoder', 'latent_dataset',
+           'denoising_loss', 'train_denoiser', 'to_pixels', 'make_vae', 'psnr', 'as_sampled', 'decoder_loss',
+           'encoder_loss', 'train_vae', 'change_one_fact', 'texture', 'fake_reward_bait', 'roundtrip',
+           'preference_pair', 'good_picture', 'scorer_batch', 'contrastive_loss', 'scorer_loss', 'save_weights',
+           'train_scorer', 'facts_of', 'judge_example', 'judge_loss', 'train_judge', 'rated_pictures',
+           'train_aesthetic', 'pack', 'decoded_pool', 'build_world']
 
 # %% ../nbs/90_emoji_world.ipynb #81a4802e
 import json
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from .emoji import ANIMALS, COLOURS, IMAGE_SIZE, STYLES, SIZE_WORDS, JudgeNet, Scene, held_out_pairs, make_aesthetic_head, make_scorer, render
 
@@ -70,8 +74,7 @@ def blur_and_fade(
     picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(1.0, 2.2)))
     return Image.blend(picture, picture.convert("L").convert("RGB"), rng.uniform(0.4, 0.85))
 
-FAULTS = dict(blurred=0.4, miscaptioned=0.1, missing=0.3) # share of pictures, of captions, of pairs
-DROPOUT = dict(clean=0.2, faulty=0.01) # how often a caption is dropped in training
+FAULTS = dict(blurred=0.5, miscaptioned=0.1, missing=0.5) # share of pictures, of captions, of pairs
 
 def web_sample(
     rng: np.random.Generator,
@@ -89,7 +92,7 @@ def web_sample(
 
 def web_dataset(
     size: int, # pictures
-    seed: int = 0,
+    seed: int = 0, # the same seed gives the same pictures, whatever the size
 ) -> tuple[np.ndarray, list[str], np.ndarray]: # (size, 64, 64, 3) uint8, the captions, (size,) whether faulty
     "The pretraining set of the text-to-image model."
     rng = np.random.default_rng(seed)
@@ -108,17 +111,27 @@ def patches(
 def patch_pca(
     pictures: np.ndarray, # (N, 64, 64, 3) uint8
     channels: int = 16, # latent channels
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # mean (192,), basis (192, channels), divisor of each channel (channels,)
+) -> dict[str, torch.Tensor]: # `mean` (192,), `basis` (192, channels), `divisor` of each channel (channels,)
     "Principal components of the patches, in closed form, scaled to unit variance overall: what the eye sees first stays largest."
     x = patches(pictures).reshape(-1, 192)
     mean = x.mean(0)
     values, vectors = np.linalg.eigh(np.cov(x - mean, rowvar=False))
     order = np.argsort(values)[::-1][:channels]
     std = np.sqrt(values[order])
-    return mean, vectors[:, order].astype(np.float32), (std**0.25*np.sqrt((std**1.5).mean())).astype(np.float32)
+    parts = dict(mean=mean, basis=vectors[:, order], divisor=std**0.25*np.sqrt((std**1.5).mean()))
+    return {name: torch.tensor(part, dtype=torch.float32).contiguous() for name, part in parts.items()}
+
+def to_latents(
+    pictures: np.ndarray, # (N, 64, 64, 3) uint8
+    pca: dict, # `mean`, `basis`, `divisor`
+) -> torch.Tensor: # (N, channels, 8, 8)
+    "Principal components of each patch, in the layout of latents."
+    return ((torch.tensor(patches(pictures)) - pca["mean"]) @ pca["basis"]/pca["divisor"]).permute(0, 3, 1, 2)
 
 # %% ../nbs/90_emoji_world.ipynb #1fed8578
-def make_tokenizer(folder: Path): # where to save; returns a stock `CLIPTokenizer`
+def make_tokenizer(
+    folder: Path, # where to save it
+): # a stock `CLIPTokenizer`
     "A byte-level BPE trained on the grammar's words alone until each is one token."
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
@@ -133,99 +146,158 @@ def make_tokenizer(folder: Path): # where to save; returns a stock `CLIPTokenize
     tokenizer.save_pretrained(folder)
     return tokenizer
 
-# %% ../nbs/90_emoji_world.ipynb #69053664
-def make_unet(**config): # stock `UNet2DConditionModel`, 4.25 M parameters
-    from diffusers import UNet2DConditionModel
-    return UNet2DConditionModel(**dict(dict(sample_size=8, in_channels=16, out_channels=16, block_out_channels=(64, 128), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",)*2, up_block_types=("CrossAttnUpBlock2D",)*2, cross_attention_dim=96,
-        attention_head_dim=2, norm_num_groups=16), **config))
-
-def make_text_encoder(tokenizer): # stock `CLIPTextModel`, two layers of width 96
-    from transformers import CLIPTextConfig, CLIPTextModel
-    return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=96, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length, projection_dim=96,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
-
-def make_scheduler(): # DDIM with Stable Diffusion v1.4's noise schedule
-    from diffusers import DDIMScheduler
-    return DDIMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                         set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon")
-
-# %% ../nbs/90_emoji_world.ipynb #b082555c
-def tokenize(tokenizer, captions): # (N, 24) token ids
+def tokenize(
+    tokenizer, # `CLIPTokenizer`
+    captions, # M sentences of the grammar
+) -> torch.Tensor: # (M, 24) token ids
+    "Sentences padded to the tokenizer's length."
     return tokenizer(list(captions), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt").input_ids
 
+# %% ../nbs/90_emoji_world.ipynb #69053664
+def make_scheduler(): # stock `DDIMScheduler`
+    "A thousand timesteps whose log signal-to-noise ratio falls in a straight line, from 4.5 to -5."
+    from diffusers import DDIMScheduler
+    alpha_bar = torch.linspace(4.5, -5, 1000, dtype=torch.float64).sigmoid()
+    betas = 1 - alpha_bar/torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    return DDIMScheduler(num_train_timesteps=1000, trained_betas=betas.tolist(), clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+
+# %% ../nbs/90_emoji_world.ipynb #75f9dda6
 def trapezoid(
-    step: int, total: int, # steps
+    step: int, # steps done
+    total: int, # steps of the run
     warmup: int = 200, # steps
     decay: float = 0.3, # share of the run
 ) -> float: # factor on the learning rate
     "Warm up, hold, go down to zero."
     return min(1.0, (step + 1)/warmup, (total - step)/(decay*total))
 
-# %% ../nbs/90_emoji_world.ipynb #6e106454
+def restore(
+    parts: dict, # what has a state, by name
+    checkpoint: Path | None, # file of their states and the step
+) -> int: # steps done
+    "Take up the states of a checkpoint, if there is one."
+    if checkpoint is None or not checkpoint.exists(): return 0
+    state = torch.load(checkpoint, weights_only=True)
+    for name, part in parts.items(): part.load_state_dict(state[name])
+    return state["step"]
+
+# %% ../nbs/90_emoji_world.ipynb #40177ea4
+def fit(
+    model: torch.nn.Module, # trained in place
+    loss, # step number -> scalar loss, dict of numbers to print
+    save, # called with the averaged model every 250 steps and at the end
+    steps: int, # of the optimizer
+    learning_rate: float, # while it holds
+    weight_decay: float = 0.01, # of AdamW
+    average: float = 0.0, # what the moving average of the weights keeps in a step; 0: the last weights
+    max_grad_norm: float = 1.0, # gradients are clipped to it
+    checkpoint: Path | None = None, # to resume from
+) -> torch.nn.Module: # the averaged model
+    "The training loop of every model here."
+    ema = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(average))
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay, fused=True)
+    parts, smooth = dict(model=model, ema=ema, optimizer=optimizer), {}
+    for step in range(restore(parts, checkpoint), steps):
+        optimizer.param_groups[0]["lr"] = learning_rate*trapezoid(step, steps)
+        value, numbers = loss(step)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        optimizer.step(); optimizer.zero_grad(); ema.update_parameters(model)
+        smooth |= {name: 0.98*smooth.get(name, number) + 0.02*number for name, number in numbers.items()}
+        if (step + 1) % 100 == 0: print(f"step {step + 1}: " + ", ".join(f"{name} {number:.3g}" for name, number in smooth.items()), flush=True)
+        if (step + 1) % 250 == 0 or step + 1 == steps:
+            if checkpoint: torch.save({name: part.state_dict() for name, part in parts.items()} | dict(step=step + 1), checkpoint)
+            save(ema.module)
+    return ema.module.eval()
+
+# %% ../nbs/90_emoji_world.ipynb #acd5251b
+def make_unet(
+    **config, # what to change
+): # stock `UNet2DConditionModel`, 4.25 M parameters
+    "Two levels, both with cross-attention, one layer a block."
+    from diffusers import UNet2DConditionModel
+    return UNet2DConditionModel(**dict(dict(sample_size=8, in_channels=16, out_channels=16, block_out_channels=(64, 128), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",)*2, up_block_types=("CrossAttnUpBlock2D",)*2, cross_attention_dim=96,
+        attention_head_dim=2, norm_num_groups=16), **config))
+
+def make_text_encoder(
+    tokenizer, # `CLIPTokenizer`, for the size of its vocabulary
+): # stock `CLIPTextModel`
+    "Two layers of width 96."
+    from transformers import CLIPTextConfig, CLIPTextModel
+    return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=96, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length, projection_dim=96,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+
+# %% ../nbs/90_emoji_world.ipynb #8408f10d
+DROPOUT = dict(clean=0.15, faulty=0.02) # how often the caption of a picture is dropped in training
+
+def latent_dataset(
+    folder: Path, # holds `latents.safetensors`, or will
+    tokenizer, # `CLIPTokenizer`
+    size: int, # pictures
+    seed: int, # of the pictures
+) -> dict[str, torch.Tensor]: # `latents` (size, 16, 8, 8) half precision, `ids` (size, 24), `faulty` (size,), and the PCA
+    "The pretraining set as latents and token ids, made once."
+    from safetensors.torch import load_file, save_file
+    path = folder/"latents.safetensors"
+    if not path.exists():
+        pictures, captions, faulty = web_dataset(size, seed)
+        pca = patch_pca(pictures[:20_000])
+        latents = torch.cat([to_latents(part, pca).half() for part in np.array_split(pictures, max(1, size//1000))])
+        save_file(dict(latents=latents.contiguous(), ids=tokenize(tokenizer, captions), faulty=torch.tensor(faulty), **pca), path)
+    return {name: part.clone() for name, part in load_file(path).items()} # in memory, not mapped from the file
+
+# %% ../nbs/90_emoji_world.ipynb #0aeb365f
+def denoising_loss(
+    model, # `unet` and `text_encoder`
+    latents: torch.Tensor, # (M, 16, 8, 8) clean
+    tokens: torch.Tensor, # (M, 24)
+    scheduler, # the noise schedule
+    generator: torch.Generator, # draws timesteps and noise
+) -> torch.Tensor: # scalar
+    "Mean squared error of the predicted noise."
+    t = torch.randint(len(scheduler.alphas_cumprod), (len(latents),), generator=generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    noisy = scheduler.add_noise(latents, noise, t).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        embeds = model["text_encoder"](tokens)[0]
+        return (model["unet"](noisy, t, embeds, return_dict=False)[0].float() - noise).square().mean()
+
+# %% ../nbs/90_emoji_world.ipynb #2aa046ae
 def train_denoiser(
     folder: Path, # checkpoints, data and the finished `unet`, `text_encoder`
-    tokenizer,
+    tokenizer, # `CLIPTokenizer`
     size: int = 80_000, # pictures
-    steps: int = 4000,
-    batch_size: int = 64,
-    learning_rate: float = 2e-3,
-    seed: int = 0,
-):
+    steps: int = 4000, # of the optimizer
+    batch_size: int = 64, # pictures a step
+    learning_rate: float = 2e-3, # while it holds
+    seed: int = 0, # of pictures, weights and draws
+) -> torch.nn.ModuleDict: # the averaged `unet` and `text_encoder`
     "Train UNet and text encoder together from scratch on PCA latents; resumes from its checkpoint."
-    from safetensors.torch import save_file, load_file
     torch.manual_seed(seed)
-    data, checkpoint = folder/"latents.safetensors", folder/"denoiser.pt"
-    if not data.exists():
-        pictures, captions, faulty = web_dataset(size, seed)
-        mean, basis, divisor = patch_pca(pictures[:20_000])
-        latents = np.concatenate([((patches(p) - mean) @ basis/divisor).transpose(0, 3, 1, 2).astype(np.float16) for p in np.array_split(pictures, max(1, size//1000))])
-        save_file(dict(latents=torch.tensor(latents).contiguous(), ids=tokenize(tokenizer, captions), faulty=torch.tensor(faulty), mean=torch.tensor(mean), basis=torch.tensor(basis.copy()), divisor=torch.tensor(divisor)), data)
-    data = load_file(data)
-    latents, ids = data["latents"].clone(), data["ids"].clone() # in memory, not mapped from the file
+    data, empty, scheduler = latent_dataset(folder, tokenizer, size, seed), tokenize(tokenizer, [""]), make_scheduler()
     drop = torch.where(data["faulty"], DROPOUT["faulty"], DROPOUT["clean"])
-    empty = tokenize(tokenizer, [""])
     model = torch.nn.ModuleDict(dict(unet=make_unet(), text_encoder=make_text_encoder(tokenizer))).to(memory_format=torch.channels_last).train()
-    ema = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999))
-    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.01, fused=True)
-    alphas = make_scheduler().alphas_cumprod
-    start, smooth = 0, None
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"]); ema.load_state_dict(state["ema"]); optimizer.load_state_dict(state["optimizer"]); start = state["step"]
-    for step in range(start, steps):
-        generator = torch.Generator().manual_seed(seed*1_000_003 + step)
-        rows = torch.randint(len(latents), (batch_size,), generator=generator)
-        x, tokens = latents[rows].float(), ids[rows].clone()
+    def loss(step):
+        generator = torch.Generator().manual_seed(seed*1_000_003 + step) # each step's own: a resumed run draws the same
+        rows = torch.randint(len(drop), (batch_size,), generator=generator)
+        tokens = data["ids"][rows]
         tokens[torch.rand(batch_size, generator=generator) < drop[rows]] = empty
-        t = torch.randint(1000, (batch_size,), generator=generator)
-        noise = torch.randn(x.shape, generator=generator)
-        a = alphas[t].view(-1, 1, 1, 1)
-        noisy = (a.sqrt()*x + (1 - a).sqrt()*noise).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            embeds = model["text_encoder"](tokens)[0]
-            loss = (model["unet"](noisy, t, embeds, return_dict=False)[0].float() - noise).square().mean()
-        optimizer.param_groups[0]["lr"] = learning_rate*trapezoid(step, steps)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step(); optimizer.zero_grad()
-        ema.update_parameters(model)
-        smooth = loss.item() if smooth is None else 0.99*smooth + 0.01*loss.item()
-        if (step + 1) % 100 == 0: print(f"step {step + 1}: noise MSE {smooth:.4f}", flush=True)
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            torch.save(dict(model=model.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(), step=step + 1), checkpoint)
-            ema.module["unet"].save_pretrained(folder/"unet"); ema.module["text_encoder"].save_pretrained(folder/"text_encoder")
-    return ema.module["unet"], ema.module["text_encoder"]
+        value = denoising_loss(model, data["latents"][rows].float(), tokens, scheduler, generator)
+        return value, {"noise MSE": value.item()}
+    save = lambda averaged: [part.save_pretrained(folder/name) for name, part in averaged.items()]
+    return fit(model, loss, save, steps, learning_rate, average=0.999, checkpoint=folder/"denoiser.pt")
 
 # %% ../nbs/90_emoji_world.ipynb #538fb809
 def to_pixels(
-    pictures: list, # PIL pictures
-): # (M, 3, 64, 64) float in [-1, 1]
+    pictures, # M pictures, PIL or (64, 64, 3) uint8
+) -> torch.Tensor: # (M, 3, 64, 64) in [-1, 1]
+    "Pictures as the networks take them."
     return (torch.tensor(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float()/127.5 - 1).contiguous(memory_format=torch.channels_last)
 
-# %% ../nbs/90_emoji_world.ipynb #48169463
-def make_vae(): # stock `AutoencoderKL`: 64x64x3 pixels <-> 8x8x16 latents
+def make_vae(): # stock `AutoencoderKL`
+    "64x64x3 pixels <-> 8x8x16 latents."
     from diffusers import AutoencoderKL
     return AutoencoderKL(block_out_channels=(16, 32, 64, 64), down_block_types=("DownEncoderBlock2D",)*4, up_block_types=("UpDecoderBlock2D",)*4,
                          latent_channels=16, layers_per_block=1, norm_num_groups=8, sample_size=IMAGE_SIZE, scaling_factor=1.0)
@@ -236,46 +308,55 @@ def psnr(
     "Peak signal-to-noise ratio."
     return float(10*np.log10(4/mse))
 
-# %% ../nbs/90_emoji_world.ipynb #9cfdf434
+# %% ../nbs/90_emoji_world.ipynb #48169463
+def as_sampled(
+    latents: torch.Tensor, # (M, 16, 8, 8) clean
+) -> torch.Tensor: # the same shape
+    "Latents with the noise that the last denoising step leaves in them."
+    a = make_scheduler().alphas_cumprod[0]
+    return a.sqrt()*latents + (1 - a).sqrt()*torch.randn_like(latents)
+
+# %% ../nbs/90_emoji_world.ipynb #3c86f412
+def decoder_loss(
+    vae, # `AutoencoderKL`
+    latents: torch.Tensor, # (M, 16, 8, 8) clean
+    pixels: torch.Tensor, # (M, 3, 64, 64) in [-1, 1]
+) -> tuple[torch.Tensor, float]: # scalar, dB
+    "Squared and a little absolute error of what is decoded from latents as sampling leaves them."
+    error = vae.decode(as_sampled(latents), return_dict=False)[0].float() - pixels
+    return error.square().mean() + 0.2*error.abs().mean(), psnr(error.square().mean().item())
+
+def encoder_loss(
+    vae, # `AutoencoderKL`
+    latents: torch.Tensor, # (M, 16, 8, 8) clean
+    pixels: torch.Tensor, # (M, 3, 64, 64) in [-1, 1]
+) -> torch.Tensor: # scalar
+    "Squared error of the encoder's mean; its log-variance is drawn to -8, nearly none."
+    mean, log_variance = vae.quant_conv(vae.encoder(pixels)).float().chunk(2, dim=1)
+    return (mean - latents).square().mean() + 0.01*(log_variance + 8).square().mean()
+
+# %% ../nbs/90_emoji_world.ipynb #1c5825a2
 def train_vae(
     folder: Path, # holds `latents.safetensors`; the finished `vae` goes there
     size: int = 30_000, # pictures
-    steps: int = 2500,
-    batch_size: int = 32,
-    learning_rate: float = 2e-3,
-    seed: int = 0,
-):
+    steps: int = 2500, # of the optimizer
+    batch_size: int = 32, # pictures a step
+    learning_rate: float = 2e-3, # while it holds
+    seed: int = 0, # that of the denoiser's pictures; of weights and draws too
+): # the averaged `AutoencoderKL`
     "The encoder regresses the PCA latents, the decoder the pictures: two supervised problems, solved side by side."
     from safetensors.torch import load_file
     torch.manual_seed(seed)
-    targets = load_file(folder/"latents.safetensors")["latents"][:size].clone()
-    pictures = torch.tensor(web_dataset(size, seed)[0]).permute(0, 3, 1, 2)
+    latents, pictures = load_file(folder/"latents.safetensors")["latents"][:size].clone(), web_dataset(size, seed)[0]
     vae = make_vae().to(memory_format=torch.channels_last).train()
-    ema = torch.optim.swa_utils.AveragedModel(vae, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
-    optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, weight_decay=0.01, fused=True)
-    smooth = [None, None]
-    for step in range(steps):
-        rows = torch.randint(len(targets), (batch_size,))
-        x = (pictures[rows].float()/127.5 - 1).contiguous(memory_format=torch.channels_last)
-        z = targets[rows].float()
+    def loss(step):
+        rows = torch.randint(len(latents), (batch_size,))
+        z, x = latents[rows].float(), to_pixels(pictures[rows.numpy()])
         with torch.autocast("cpu", torch.bfloat16):
-            decoded = vae.decode(z + 0.05*torch.randn_like(z), return_dict=False)[0].float()
-            error = decoded - x
-            loss = error.square().mean() + 0.2*error.abs().mean()
-            mse = [error.square().mean().item(), 0.0]
-            if step % 4 == 0: # the encoder is easy: a quarter of the steps is plenty
-                mean, log_variance = vae.quant_conv(vae.encoder(x)).float().chunk(2, dim=1)
-                mse[1] = (mean - z).square().mean().item()
-                loss = loss + (mean - z).square().mean() + 0.01*(log_variance + 8).square().mean()
-        optimizer.param_groups[0]["lr"] = learning_rate*trapezoid(step, steps)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step(); optimizer.zero_grad()
-        ema.update_parameters(vae)
-        smooth = [b if a is None else 0.98*a + 0.02*b if b else a for a, b in zip(smooth, mse)]
-        if (step + 1) % 100 == 0: print(f"step {step + 1}: decoder {psnr(smooth[0]):.1f} dB, encoder MSE {smooth[1] or 0:.4f}", flush=True)
-        if (step + 1) % 500 == 0 or step + 1 == steps: ema.module.save_pretrained(folder/"vae")
-    return ema.module
+            decoder, decibel = decoder_loss(vae, z, x)
+            encoder = encoder_loss(vae, z, x) if step % 4 == 0 else 0 # easy: a quarter of the steps is plenty
+        return decoder + encoder, {"decoder dB": decibel}
+    return fit(vae, loss, lambda averaged: averaged.save_pretrained(folder/"vae"), steps, learning_rate, average=0.99)
 
 # %% ../nbs/90_emoji_world.ipynb #ae1b0245
 def change_one_fact(
@@ -333,13 +414,13 @@ def fake_reward_bait(
 
 # %% ../nbs/90_emoji_world.ipynb #36e4d9c5
 def roundtrip(
-    vae, # decoder of the embedded pipeline
-    basis: dict, # `mean`, `basis`, `divisor` of the patch PCA
+    vae, # `AutoencoderKL`; its decoder is used
+    pca: dict, # `mean`, `basis`, `divisor`
     pictures: list, # PIL pictures
 ) -> list[Image.Image]: # the same pictures as the decoder shows them
     "Pictures through the latents and back: what a perfect text-to-image model of this world would give."
-    x = (patches(np.stack([np.asarray(p) for p in pictures])) - basis["mean"].numpy()) @ basis["basis"].numpy()/basis["divisor"].numpy()
-    with torch.no_grad(): y = torch.cat([vae.decode(z, return_dict=False)[0] for z in torch.tensor(x).permute(0, 3, 1, 2).split(64)])
+    latents = to_latents(np.stack([np.asarray(p) for p in pictures]), pca)
+    with torch.no_grad(): y = torch.cat([vae.decode(z, return_dict=False)[0] for z in latents.split(64)])
     return [Image.fromarray(p) for p in ((y/2 + 0.5).clamp(0, 1)*255).round().permute(0, 2, 3, 1).byte().numpy()]
 
 # %% ../nbs/90_emoji_world.ipynb #d6947449
@@ -359,47 +440,79 @@ def preference_pair(
     return worse, fake_reward_bait(worse, rng) if rng.random() < 0.5 else Image.fromarray(texture(rng).astype(np.uint8))
 
 # %% ../nbs/90_emoji_world.ipynb #001138a9
+def good_picture(
+    rng: np.random.Generator,
+    pool: list[tuple[Scene, Image.Image]], # decoded pictures, may be empty
+    share: float, # how often one of the pool is taken
+) -> tuple[Scene, Image.Image]: # a scene and a faultless picture of it
+    "From the pool, or drawn now."
+    if len(pool) and rng.random() < share: return pool[rng.integers(len(pool))]
+    scene = sample_scene(rng, None)
+    return scene, render(scene, rng)
+
+def scorer_batch(
+    rng: np.random.Generator,
+    pool: list[tuple[Scene, Image.Image]], # decoded pictures, used for half of the good ones
+    size: int, # pairs
+) -> tuple[tuple, tuple, tuple]: # prompts, better pictures, worse pictures
+    "Preference pairs and their prompts."
+    scenes = (good_picture(rng, pool, 0.5) for _ in range(size))
+    return tuple(zip(*((scene.prompt, *preference_pair(scene, picture, rng)) for scene, picture in scenes)))
+
+# %% ../nbs/90_emoji_world.ipynb #40711949
+def contrastive_loss(
+    images: torch.Tensor, # (M, D) of unit length
+    texts: torch.Tensor, # (M, D) of unit length
+    prompts, # M sentences; a pair of equal ones is not held against each other
+    scale: torch.Tensor, # factor on the cosines
+) -> torch.Tensor: # scalar
+    "CLIP's: the cross-entropy of the right prompt for a picture, and of the right picture for a prompt."
+    same = torch.tensor([[a == b for b in prompts] for a in prompts]).fill_diagonal_(False)
+    logits = (scale*images @ texts.T).masked_fill(same, -torch.inf)
+    rows = torch.arange(len(logits))
+    return (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows))/2
+
+def scorer_loss(
+    model, # the two towers
+    tokens: torch.Tensor, # (M, 24)
+    prompts, # M sentences
+    pixels: torch.Tensor, # (2M, 3, 64, 64), the better pictures, then the worse ones
+) -> tuple[torch.Tensor, dict]: # scalar, what to print
+    "The contrastive loss of the better pictures, and the preference loss of the pairs."
+    with torch.autocast("cpu", torch.bfloat16): images, texts = model.encode_image(pixels), model.encode_text(tokens)
+    (good, bad), texts = F.normalize(images.float(), dim=-1).chunk(2), F.normalize(texts.float(), dim=-1)
+    margin = ((good - bad)*texts).sum(-1)
+    contrastive = contrastive_loss(good, texts, prompts, model.logit_scale.exp())
+    numbers = {"contrastive": contrastive.item(), "pairs right": (margin > 0).float().mean().item(), "cosine": (good*texts).sum(-1).mean().item()}
+    return contrastive + 2*F.softplus(-15*margin).mean(), numbers
+
+# %% ../nbs/90_emoji_world.ipynb #f73f9bb5
+def save_weights(
+    model: torch.nn.Module,
+    path: Path, # the safetensors file to write
+):
+    "The weights of one model in one file."
+    from safetensors.torch import save_file
+    save_file({name: part.contiguous() for name, part in model.state_dict().items()}, path)
+
 def train_scorer(
     folder: Path, # where `scorer.safetensors` goes
-    tokenizer,
+    tokenizer, # `CLIPTokenizer`
     pool: list[tuple[Scene, Image.Image]] = (), # decoded pictures, used for half of the good ones
-    steps: int = 1200,
-    batch_size: int = 64,
-    learning_rate: float = 1e-3,
-    seed: int = 1,
+    steps: int = 1200, # of the optimizer
+    batch_size: int = 64, # pairs a step
+    learning_rate: float = 1e-3, # while it holds
+    seed: int = 1, # of pictures and weights
     start=None, # a scorer to go on from
-):
+): # an `open_clip.model.CLIP`
     "Contrastive learning and preference pairs together."
-    from safetensors.torch import save_file
     torch.manual_seed(seed); rng = np.random.default_rng(seed)
     model = (start or make_scorer(len(tokenizer))).to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.05, fused=True)
-    smooth = np.zeros(3)
-    for step in range(steps):
-        batch = []
-        for _ in range(batch_size):
-            if len(pool) and rng.random() < 0.5: scene, picture = pool[rng.integers(len(pool))]
-            else: scene = sample_scene(rng, None); picture = render(scene, rng)
-            batch.append((scene.prompt, *preference_pair(scene, picture, rng)))
-        prompts, better, worse = zip(*batch)
-        with torch.autocast("cpu", torch.bfloat16):
-            images, texts = model.encode_image(to_pixels(better + worse)), model.encode_text(tokenize(tokenizer, prompts))
-        (good, bad), texts = torch.nn.functional.normalize(images.float(), dim=-1).chunk(2), torch.nn.functional.normalize(texts.float(), dim=-1)
-        margin = ((good - bad)*texts).sum(-1)
-        same = torch.tensor([[a == b for b in prompts] for a in prompts]).fill_diagonal_(False)
-        logits = (model.logit_scale.exp()*good @ texts.T).masked_fill(same, -torch.inf)
-        rows = torch.arange(batch_size)
-        contrastive = (torch.nn.functional.cross_entropy(logits, rows) + torch.nn.functional.cross_entropy(logits.T, rows))/2
-        preference = torch.nn.functional.softplus(-15*margin).mean()
-        optimizer.param_groups[0]["lr"] = learning_rate*trapezoid(step, steps)
-        (contrastive + 2*preference).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step(); optimizer.zero_grad()
+    def loss(step):
         with torch.no_grad(): model.logit_scale.clamp_(0, np.log(20))
-        smooth += 0.02*(np.array([contrastive.item(), (margin > 0).float().mean().item(), (good*texts).sum(-1).mean().item()]) - smooth)
-        if (step + 1) % 100 == 0: print(f"step {step + 1}: contrastive {smooth[0]:.3f}, pairs right {smooth[1]:.3f}, cosine {smooth[2]:.3f}", flush=True)
-        if (step + 1) % 250 == 0 or step + 1 == steps: save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder/"scorer.safetensors")
-    return model.eval()
+        prompts, better, worse = scorer_batch(rng, pool, batch_size)
+        return scorer_loss(model, tokenize(tokenizer, prompts), prompts, to_pixels(better + worse))
+    return fit(model, loss, lambda averaged: save_weights(averaged, folder/"scorer.safetensors"), steps, learning_rate, weight_decay=0.05)
 
 # %% ../nbs/90_emoji_world.ipynb #6cf0f07d
 def facts_of(
@@ -418,8 +531,7 @@ def judge_example(
 ) -> tuple[Image.Image, list[int]]: # picture, facts
     "One training example of the judge."
     if rng.random() < 0.06: return Image.fromarray(texture(rng).astype(np.uint8)), [len(ANIMALS), len(ANIMALS), -1, -1, -1]
-    if len(pool) and rng.random() < 0.35: scene, picture = pool[rng.integers(len(pool))]
-    else: scene = sample_scene(rng, None); picture = render(scene, rng)
+    scene, picture = good_picture(rng, pool, 0.35)
     sharp = rng.random() > 0.25
     if not sharp: picture = blur_and_fade(picture, rng)
     x = np.asarray(picture, np.float32)
@@ -428,64 +540,68 @@ def judge_example(
     return Image.fromarray(x.clip(0, 255).astype(np.uint8)), facts_of(scene, sharp)
 
 # %% ../nbs/90_emoji_world.ipynb #fdbfddbf
+def judge_loss(
+    judge, # `JudgeNet`
+    pixels: torch.Tensor, # (M, 3, 64, 64) in [-1, 1]
+    facts: torch.Tensor, # (M, 5) classes; -1 where there is none to know
+) -> tuple[torch.Tensor, dict]: # scalar, the accuracy on each fact
+    "Cross-entropy summed over the facts."
+    with torch.autocast("cpu", torch.bfloat16): out = {name: logits.float() for name, logits in judge(pixels).items()}
+    known = dict(zip(judge.heads, facts.T))
+    value = sum(F.cross_entropy(out[name], known[name], ignore_index=-1, label_smoothing=0.05) for name in judge.heads)
+    right = {name: ((out[name].argmax(-1) == known[name]) | (known[name] < 0)).float().mean().item() for name in judge.heads}
+    return value, right
+
 def train_judge(
     folder: Path, # where `judge.safetensors` goes
     pool: list[tuple[Scene, Image.Image]] = (), # decoded pictures, used for a third of the examples
-    steps: int = 1800,
-    batch_size: int = 64,
-    learning_rate: float = 1e-3,
-    seed: int = 2,
-):
+    steps: int = 1800, # of the optimizer
+    batch_size: int = 64, # pictures a step
+    learning_rate: float = 1e-3, # while it holds
+    seed: int = 2, # of pictures and weights
+) -> JudgeNet: # trained
     "Supervised on rendered facts, with its own augmentations; textures teach it to see no animal."
-    from safetensors.torch import save_file
     torch.manual_seed(seed); rng = np.random.default_rng(seed)
     judge = JudgeNet().to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(judge.parameters(), learning_rate, weight_decay=0.05, fused=True)
-    smooth = np.zeros(5)
-    for step in range(steps):
+    def loss(step):
         pictures, facts = zip(*(judge_example(rng, pool) for _ in range(batch_size)))
-        target = torch.tensor(facts)
-        with torch.autocast("cpu", torch.bfloat16): out = judge(to_pixels(pictures))
-        loss = sum(torch.nn.functional.cross_entropy(out[name].float(), target[:, i], ignore_index=-1, label_smoothing=0.05) for i, name in enumerate(judge.heads))
-        optimizer.param_groups[0]["lr"] = learning_rate*trapezoid(step, steps)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
-        optimizer.step(); optimizer.zero_grad()
-        right = np.array([((out[n].argmax(-1) == target[:, i]) | (target[:, i] < 0)).float().mean().item() for i, n in enumerate(judge.heads)])
-        smooth += 0.02*(right - smooth)
-        if (step + 1) % 100 == 0: print(f"step {step + 1}: " + ", ".join(f"{n} {a:.3f}" for n, a in zip(judge.heads, smooth)), flush=True)
-        if (step + 1) % 250 == 0 or step + 1 == steps: save_file({k: v.contiguous() for k, v in judge.state_dict().items()}, folder/"judge.safetensors")
-    return judge.eval()
+        return judge_loss(judge, to_pixels(pictures), torch.tensor(facts))
+    return fit(judge, loss, lambda averaged: save_weights(averaged, folder/"judge.safetensors"), steps, learning_rate, weight_decay=0.05)
 
 # %% ../nbs/90_emoji_world.ipynb #e5402794
-def train_aesthetic(
-    folder: Path, # where `aesthetic.safetensors` goes
-    scorer, # the trained two towers
-    size: int = 6000, # pictures
-    steps: int = 1500,
-    seed: int = 3,
-):
-    "Regress a rating of sharpness and colourfulness on the scorer's image embedding; only ordinary pictures are rated, so it can be fooled."
+def rated_pictures(
+    rng: np.random.Generator,
+    size: int, # pictures
+) -> tuple[list[Image.Image], list[float]]: # pictures, ratings
+    "Ordinary pictures with a rating of their sharpness and colourfulness."
     from prdp_nb.rewards import colourfulness
-    from safetensors.torch import save_file
-    torch.manual_seed(seed); rng = np.random.default_rng(seed)
     pictures, ratings = [], []
     for _ in range(size):
         picture, sharp = render(sample_scene(rng), rng), rng.random() < 0.6
         if not sharp: picture = blur_and_fade(picture, rng)
         pictures.append(picture); ratings.append(2 + 3*sharp + 3*colourfulness(picture)/60)
+    return pictures, ratings
+
+# %% ../nbs/90_emoji_world.ipynb #310e33f6
+def train_aesthetic(
+    folder: Path, # where `aesthetic.safetensors` goes
+    scorer, # the trained two towers
+    size: int = 6000, # pictures
+    steps: int = 1500, # of the optimizer
+    seed: int = 3, # of pictures and weights
+): # the head
+    "Regress the rating on the scorer's image embedding; the last tenth of the pictures is held out."
+    torch.manual_seed(seed)
+    pictures, ratings = rated_pictures(np.random.default_rng(seed), size)
     with torch.no_grad(): embeds = torch.cat([scorer.encode_image(to_pixels(pictures[i:i+64]), normalize=True) for i in range(0, size, 64)])
-    head, target = make_aesthetic_head(), torch.tensor(ratings, dtype=torch.float32)
-    optimizer = torch.optim.AdamW(head.parameters(), 3e-3, weight_decay=0.01)
-    train = int(0.9*size)
-    for step in range(steps):
+    head, target, train = make_aesthetic_head(), torch.tensor(ratings, dtype=torch.float32), int(0.9*size)
+    def loss(step):
         rows = torch.randint(train, (256,))
-        loss = (head(embeds[rows])[:, 0] - target[rows]).square().mean()
-        optimizer.param_groups[0]["lr"] = 3e-3*trapezoid(step, steps)
-        loss.backward(); optimizer.step(); optimizer.zero_grad()
+        value = (head(embeds[rows])[:, 0] - target[rows]).square().mean()
+        return value, {"squared error": value.item()}
+    head = fit(head, loss, lambda averaged: save_weights(averaged, folder/"aesthetic.safetensors"), steps, 3e-3, max_grad_norm=torch.inf)
     with torch.no_grad(): print(f"held-out correlation {np.corrcoef(head(embeds[train:])[:, 0], target[train:])[0, 1]:.3f}")
-    save_file(head.state_dict(), folder/"aesthetic.safetensors")
-    return head.eval()
+    return head
 
 # %% ../nbs/90_emoji_world.ipynb #c355e9dc
 def pack(
@@ -500,8 +616,10 @@ def pack(
                  text_encoder=CLIPTextModel.from_pretrained(folder/"text_encoder"), tokenizer=CLIPTokenizer.from_pretrained(folder/"tokenizer"),
                  scheduler=make_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     StableDiffusionPipeline(**parts).to(dtype=torch.float16).save_pretrained(assets/"pipeline", safe_serialization=True)
-    config = assets/"pipeline/text_encoder/config.json" # half precision on disk, single in memory, like the other parts
-    config.write_text(json.dumps(json.loads(config.read_text()) | dict(dtype="float32"), indent=2) + "\n")
+    for config in (assets/"pipeline").glob("*/config.json"):
+        values = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"} # where it lay is nobody's business
+        if "dtype" in values: values["dtype"] = "float32" # half precision on disk, single in memory, like the other parts
+        config.write_text(json.dumps(values, indent=2) + "\n")
     for name in ("scorer", "aesthetic", "judge"):
         weights = load_file(folder/f"{name}.safetensors")
         save_file({k: v.half() if v.is_floating_point() else v for k, v in weights.items()}, assets/f"{name}.safetensors")
@@ -511,7 +629,7 @@ def pack(
 def decoded_pool(
     folder: Path, # holds `vae` and `latents.safetensors`
     size: int, # pictures
-    seed: int = 7,
+    seed: int = 7, # of the scenes
 ) -> list[tuple[Scene, Image.Image]]:
     "Scenes and clean pictures of them as the decoder shows them."
     from diffusers import AutoencoderKL
@@ -525,7 +643,7 @@ def build_world(
     folder: str | Path, # scratch: data, checkpoints, full-precision weights
     assets: str | Path, # where the package will find them, e.g. prdp_nb/assets
 ):
-    "Every stage in order, with the settings of the shipped weights."
+    "Every stage in order, from scratch."
     folder, assets = Path(folder), Path(assets)
     for path in (folder, assets): path.mkdir(parents=True, exist_ok=True)
     draw_sprite_sheet(assets/"sprites.png")

@@ -1,0 +1,69 @@
+"Every objective as a run: the engine, the record and the folder are the same for all."
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from prdp_nb.training import OBJECTIVES, SINGLE_IMAGE, UNCLIPPED, Config, Trainer, read_metrics
+
+PROMPTS = ["a painting of a fox", "a painting of a duck", "a painting of a cow"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def contrast(images, prompts):
+    return [float(np.asarray(image).std())/255 for image in images]
+
+
+def tiny(folder, **fields):
+    "A trainer for a run of seconds."
+    (folder/"animals.txt").write_text("\n".join(PROMPTS))
+    setting = dict(output_dir=str(folder/"run"), prompts=str(folder/"animals.txt"), epochs=2, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2,
+                   updates_per_epoch=2, learning_rate=1e-2, eval_images_per_prompt=1, eval_rewards=())
+    return Trainer(Config(**(setting | fields)), reward=contrast)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_trains(name, tmp_path):
+    trainer = tiny(tmp_path, objective=name, images_per_prompt=1 if name in SINGLE_IMAGE else 2)
+    before = [p.detach().clone() for p in trainer.policy.unet.parameters() if p.requires_grad]
+    metrics = read_metrics(trainer.train())
+    after = [p for p in trainer.policy.unet.parameters() if p.requires_grad]
+    assert any((a != b).any() for a, b in zip(after, before)) and all(a.isfinite().all() for a in after)
+    assert (metrics["grad_norm"] > 0).all() and metrics["kl"][0] == 0 and metrics["kl"][1] != 0
+    assert ((0 < metrics["clip_fraction"]) & (metrics["clip_fraction"] <= 1)).all()
+    assert metrics["reward_queries"].tolist() == ([2, 4] if name in SINGLE_IMAGE else [4, 8])
+
+
+def test_the_memory_of_an_objective_lasts_a_run(tmp_path):
+    trainer = tiny(tmp_path, objective="ddpo", prompts_per_epoch=3)
+    trainer.train()
+    assert {prompt: len(latest) for prompt, latest in trainer.objective.state_dict().items()} == dict.fromkeys(PROMPTS, 4)
+
+
+def test_offline_scores_the_pictures_of_the_reference(tmp_path, monkeypatch):
+    trainer, seen = tiny(tmp_path, online=False), []
+    base, sample = tiny(tmp_path), trainer.sample
+    monkeypatch.setattr(trainer, "sample", lambda prompts, epoch, title="": seen.append((prompts, epoch, sample(prompts, epoch, title))) or seen[-1][2])
+    metrics = read_metrics(trainer.train())
+    (_, _, first), (prompts, epoch, second) = seen[1:] # the first of all measures the noise floor
+    torch.testing.assert_close(second.latents, base.sample(prompts, epoch).latents)
+    assert torch.equal(first.log_probs, first.log_probs_ref) and not torch.equal(second.log_probs, second.log_probs_ref)
+    assert metrics["kl"][0] == 0 and metrics["reward_queries"].tolist() == [4, 8] and (metrics["clip_fraction"] < 1).all()
+    assert (trainer.config.method, trainer.config.load(trainer.folder/"config.yaml").online) == ("prdp_offline", False)
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in UNCLIPPED])
+def test_the_noise_floor_is_checked_where_there_is_a_clip(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("prdp_nb.training.noise_floor", lambda *a, **k: 1.0)
+    trainer = tiny(tmp_path, objective=name)
+    with pytest.raises(ValueError, match="exceeds clip_range"): trainer.start()
+    trainer.config.clip_range = math.inf
+    trainer.start()

@@ -11,7 +11,7 @@ from prdp_nb.models import trainable_parameters
 from prdp_nb.objectives import prdp_loss
 from prdp_nb.trajectories import Rollout, score
 from prdp_nb.diffusion import GuidedPolicy, noise_schedule
-from prdp_nb.training import Config, update_policy
+from prdp_nb.training import OBJECTIVES, Config, update_policy
 
 IMAGES, CHUNK = 2, 8
 
@@ -31,7 +31,7 @@ def update(policy, rollout, rewards):
     "Two updates as a run makes them."
     config = Config(chunk_size=CHUNK, batch_size=CHUNK, updates_per_epoch=2, kl_weight=1e-3, clip_range=1.0)
     optimizer = torch.optim.AdamW(trainable_parameters(policy), 1e-5)
-    update_policy(policy, optimizer, rollout, rewards, config)
+    update_policy(policy, optimizer, OBJECTIVES[config.objective](config), rollout, rewards, config)
 
 
 def naive_update(policy, rollout, rewards):

@@ -1,4 +1,4 @@
-"Runs as processes: the three commands, Ctrl-C, bad input, and what must be the same twice."
+"Runs as processes: training and sampling, Ctrl-C, bad input, and what must be the same twice."
 import csv
 import os
 import signal
@@ -16,7 +16,7 @@ from PIL import Image
 from prdp_nb.rewards import RewardError
 from prdp_nb.training import Config, Trainer, read_metrics, train_command
 
-TINY = dict(epochs=2, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2, learning_rate=1e-2, eval_images_per_prompt=1, eval_rewards=("emoji_score",), save_every=1)
+TINY = dict(epochs=2, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2, learning_rate=1e-2, eval_images_per_prompt=1, eval_rewards=("emoji_score",), save_every=1, reward_retries=0)
 ENV = os.environ | dict(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TQDM_DISABLE="1", PYTHONUNBUFFERED="1")
 
 
@@ -68,11 +68,12 @@ def run(tmp_path_factory, prompt_file):
 
 def test_a_run_leaves_its_folder_and_says_so(run):
     folder, done = run
-    assert {"config.yaml", "metrics.csv", "evaluation.csv", "curves.png", "gallery.png", "samples", "checkpoints", "final"} == {f.name for f in folder.iterdir()}
+    assert {"config.yaml", "metrics.csv", "evaluation.csv", "curves.png", "gallery.png", "samples", "checkpoints", "final", "before.safetensors", ".lock"} == {f.name for f in folder.iterdir()}
     assert (folder/"final/pytorch_lora_weights.safetensors").exists() and (folder/"checkpoints/epoch_0002/pytorch_lora_weights.safetensors").exists()
     header, *rows = csv.reader((folder/"metrics.csv").read_text().splitlines())
     assert header == "epoch reward_queries reward_mean reward_std loss kl clip_fraction grad_norm seconds".split()
     assert [row[:2] for row in rows] == [["1", "4"], ["2", "8"]]
+    assert {path.name for path in (folder/"checkpoints/epoch_0002").iterdir()} == {"pytorch_lora_weights.safetensors", "training_state.pt", "metrics.csv", "checksums.json"}
     assert f"run folder: {folder}" in done.stdout and "95 % interval" in done.stdout and "emoji_score" in done.stdout
     evaluation = list(csv.DictReader((folder/"evaluation.csv").read_text().splitlines()))
     assert list(evaluation[0]) == "experiment method seed prompt_set prompt scorer base tuned".split()
@@ -104,16 +105,6 @@ def test_sample_gives_the_picture_of_stock_diffusers(run, tmp_path):
     pipe.load_lora_weights(run[0]/"final")
     assert pixel_difference(ours, draw()) <= 1
     assert pixel_difference(ours, base) > 1 and pixel_difference(ours, other) > 1
-
-
-def test_evaluate_makes_the_table_again(run, prompt_file, tmp_path):
-    done = finish("evaluate_command", run[0], "--prompts", prompt_file, "--rewards", "emoji_score", "colourfulness", "--output", tmp_path/"table.csv")
-    assert done.returncode == 0, done.stderr
-    table, before = (list(csv.DictReader(path.read_text().splitlines())) for path in (tmp_path/"table.csv", run[0]/"evaluation.csv"))
-    assert [row["scorer"] for row in table] == ["emoji_score"]*3 + ["colourfulness"]*3
-    recorded = {row["prompt"]: row for row in before if row["scorer"] == "emoji_score"}
-    for row in table[:3]:
-        for which in ("base", "tuned"): assert float(row[which]) == pytest.approx(float(recorded[row["prompt"]][which]), abs=2e-3)
 
 
 def test_ctrl_c_leaves_a_usable_run_folder(prompt_file, tmp_path):
@@ -155,7 +146,11 @@ BAD = [ # flags, what the one line on stderr must say
     (["--device", "gpu"], ["device 'gpu' cannot be used here"]),
     (["--config", "{here}/none.yaml"], ["none.yaml"]),
     (["--config", "{here}/wrong.yaml"], ["guidence_scale", "guidance_scale"]),
-    (["--output_dir", "{here}"], ["exists and is not empty", "choose another one"]),
+    (["--output_dir", "{here}"], ["exists and is not empty", "choose another one (--output_dir), or delete it"]),
+    (["--reward_retries", "-1"], ["reward_retries must be at least 0, not -1"]),
+    (["--on_reward_error", "skip"], ["on_reward_error", "'skip'", "'skip_prompt'"]),
+    (["--keep_checkpoints", "0"], ["keep_checkpoints must be at least 1, not 0"]),
+    (["--config", "{here}/empty.txt", "--output_dir", "{here}/prompts.csv"], ["prompts.csv' exists and is not empty"]),
 ]
 
 
@@ -180,7 +175,7 @@ def test_a_bad_command_ends_with_one_line_and_status_1(tmp_path):
     assert finish("sample_command", tmp_path, "a fox").returncode == 1
 
 
-@pytest.mark.parametrize("name", ["train_command", "evaluate_command", "sample_command"])
+@pytest.mark.parametrize("name", ["train_command", "sample_command"])
 def test_help_reads_like_documentation(name):
     done = finish(name, "--help")
     assert done.returncode == 0 and "Example: prdp_" in done.stdout

@@ -1,0 +1,491 @@
+"""Runs that are interrupted: killed at random moments, out of disk, with damaged checkpoints or a reward that fails; each goes on to the very bits
+of the run that was left alone. `PRDP_KILLS=20 pytest tests/test_resume.py -k kills` kills twenty times instead of four, `PRDP_SEED` draws other moments."""
+import csv
+import errno
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prdp_nb import training
+from prdp_nb.models import load_finetuned
+from prdp_nb.rewards import RewardError
+from prdp_nb.training import Config, Trainer, damage, newest_intact, read_metrics, run_lock, saved_checkpoints, train_command, trainable_parameters
+
+TINY = dict(epochs=4, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2, updates_per_epoch=2, cell_fraction=0.5, learning_rate=1e-2, reward="colourfulness",
+            eval_images_per_prompt=1, eval_rewards=(), save_every=1, keep_checkpoints=2, reward_retries=0)
+LORA = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def prompt_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts")/"animals.txt"
+    path.write_text("a painting of a fox\na painting of a duck\na painting of a cow\n")
+    return path
+
+
+def tiny(folder, prompt_file, **fields):
+    "A configuration of a run of seconds."
+    return Config(**(TINY | dict(output_dir=str(folder), prompts=str(prompt_file)) | fields))
+
+
+def rows(path):
+    return [{**row, "seconds": "", "experiment": ""} for row in csv.DictReader(path.read_text().splitlines())]
+
+
+def outcome(run):
+    "All that must not depend on interruptions, to the bit; the time and the folder's name may."
+    state = torch.load(saved_checkpoints(run)[-1]/"training_state.pt", weights_only=True)
+    moments = [value.tolist() for moments in state["optimizer"]["state"].values() for value in moments.values()]
+    weights = {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.glob("final/**/*.safetensors"))}
+    return dict(weights=weights, metrics=rows(run/"metrics.csv"), evaluation=rows(run/"evaluation.csv"), moments=moments, memory=repr(state["objective"]))
+
+
+def same(run, other):
+    "Do two runs agree in everything? Says in what they do not."
+    ours, theirs = outcome(run), outcome(other)
+    return [name for name in ours if ours[name] != theirs[name]] == []
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, prompt_file):
+    "The run that nobody interrupts."
+    return Trainer(tiny(tmp_path_factory.mktemp("run")/"straight", prompt_file)).train()
+
+
+def breaks(times, error=RuntimeError("the service is down")):
+    "The colourfulness reward, which raises from its call number `times` on."
+    from prdp_nb.rewards import colourfulness as score
+    calls = []
+    def colourfulness(images, prompts):
+        calls.append(len(images))
+        if len(calls) >= times: raise error
+        return [score(image) for image in images]
+    return colourfulness
+
+
+def interrupted(config, epochs_before=2, error=RuntimeError("the service is down")):
+    "The folder of a run whose reward raises in the middle; noise and the base are scored before the first epoch."
+    config.reward = "colourfulness"
+    with pytest.raises((RewardError, KeyboardInterrupt)): Trainer(config, reward=breaks(3 + epochs_before, error)).train()
+    return Path(config.output_dir)
+
+
+@pytest.fixture(scope="module")
+def broken_once(tmp_path_factory, prompt_file):
+    return interrupted(tiny(tmp_path_factory.mktemp("run")/"broken", prompt_file))
+
+
+@pytest.fixture
+def broken(broken_once, tmp_path):
+    "A run with two checkpoints whose reward failed in epoch 3."
+    return shutil.copytree(broken_once, tmp_path/"run")
+
+
+# Killed
+
+
+def train_in_child(folder, prompts):
+    "A run, begun or gone on with, in a process of its own."
+    os.environ["TQDM_DISABLE"] = "1"
+    sys.stdout = sys.stderr = open(os.devnull, "w")
+    torch.set_num_threads(1)
+    arguments = ["--resume", str(folder)] if (folder/"config.yaml").exists() else flags(tiny(folder, prompts))
+    sys.exit(train_command(arguments))
+
+
+def flags(config):
+    return [part for name, value in vars(config).items() if value not in (None, ()) for part in (f"--{name}", str(value))] + ["--eval_rewards"]
+
+
+def kill_some_time(process, folder, draw, while_saving, seconds):
+    "SIGKILL a run at a random moment of the `seconds` that it takes, or as soon as it saves something. True if it was still at work."
+    until, patience = time.monotonic() + draw.uniform(0, seconds), time.monotonic() + 60
+    saves = draw.randint(1, 3)
+    while process.is_alive() and time.monotonic() < (patience if while_saving else until):
+        if while_saving and (folder/".saving").exists():
+            saves -= 1
+            if saves == 0:
+                time.sleep(draw.uniform(0, 0.02))
+                break
+            while (folder/".saving").exists() and process.is_alive(): time.sleep(0.0005)
+        time.sleep(0.0005)
+    killed = process.is_alive()
+    if killed: os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return killed
+
+
+def test_runs_survive_kills_at_random_moments(straight, prompt_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["prdp_nb.training", "prdp_nb.emoji", "diffusers", "peft", "accelerate", "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"])
+    draw, kills, number, landed = random.Random(int(os.environ.get("PRDP_SEED", 0))), int(os.environ.get("PRDP_KILLS", 4)), 0, []
+    def start(folder, work=train_in_child):
+        process = context.Process(target=work, args=(folder, prompt_file))
+        process.start()
+        return process
+    start(tmp_path, print).join() # until then the imports take their time
+    began = time.monotonic()
+    whole = start(tmp_path/"whole")
+    whole.join()
+    assert whole.exitcode == 0 and same(tmp_path/"whole", straight)
+    seconds = time.monotonic() - began
+    while len(landed) < kills:
+        number, folder, attempts, killed = number + 1, tmp_path/f"run{number + 1}", 0, True
+        while killed: # up to four times, then it may finish
+            process, attempts = start(folder), attempts + 1
+            while not (folder/"config.yaml").exists() and process.is_alive(): time.sleep(0.001)
+            killed = attempts < 5 and len(landed) < kills and kill_some_time(process, folder, draw, len(landed) % 2 == 0, seconds)
+            if killed: landed.append("while saving" if (folder/".saving").exists() or (folder/".removing").exists() else "elsewhere")
+        process.join()
+        assert process.exitcode == 0, f"kill {len(landed)} of {folder} was not survived"
+        assert same(folder, straight) and not any(damage(path) for path in saved_checkpoints(folder))
+    print(f"{kills} kills, {landed.count('while saving')} of them while saving, {number} runs")
+    if kills >= 4: assert "while saving" in landed
+
+
+# Gone on with
+
+
+@pytest.mark.parametrize("fields", [dict(objective="ddpo"), dict(objective="dpok", online=False), dict(adapter="full", learning_rate=1e-4)], ids=["ddpo", "dpok offline", "full"])
+def test_a_run_that_went_on_is_the_run_that_was_left_alone(fields, prompt_file, tmp_path):
+    fields = fields | dict(epochs=3)
+    left_alone = Trainer(tiny(tmp_path/"straight", prompt_file, **fields)).train()
+    run = interrupted(tiny(tmp_path/"run", prompt_file, **fields))
+    assert [path.name for path in saved_checkpoints(run)] == ["epoch_0001", "epoch_0002"]
+    Trainer.resume(run).train()
+    assert same(run, left_alone)
+
+
+def test_an_interruption_between_checkpoints_loses_no_epoch(straight, prompt_file, tmp_path):
+    run = interrupted(tiny(tmp_path/"run", prompt_file, save_every=100), error=KeyboardInterrupt())
+    assert [path.name for path in saved_checkpoints(run)] == ["epoch_0002"]
+    Trainer.resume(run, save_every=1).train()
+    assert same(run, straight)
+
+
+def test_the_adapter_that_is_resumed_is_the_one_that_acts_and_learns(broken):
+    trainer = Trainer.resume(broken)
+    trainer.checkpoint = saved_checkpoints(broken)[-1]
+    trainer.restore()
+    saved, trained = load_file(trainer.checkpoint/LORA), trainable_parameters(trainer.policy)
+    assert len(saved) == len(trained) and {p.data_ptr() for p in trained} == {p.data_ptr() for p in trainer.optimizer.param_groups[0]["params"]}
+    rollout = trainer.sample(trainer.prompts[:2], epoch=2)
+    assert (rollout.log_probs != rollout.log_probs_ref).any()
+    stock = load_finetuned(trainer.checkpoint)
+    noise = torch.randn(1, *training.latent_shape(stock), generator=torch.Generator().manual_seed(0))
+    embeds = training.encode_prompts(stock, ["a painting of a fox"])
+    with torch.no_grad(): ours, theirs = (pipe.unet(noise, 500, embeds).sample for pipe in (trainer.pipe, stock))
+    torch.testing.assert_close(ours, theirs)
+    before = [p.detach().clone() for p in trained]
+    trainer.run_epoch(2)
+    assert all((p != b).any() for p, b in zip(trained, before))
+
+
+def test_the_adapter_must_not_be_switched_off(broken):
+    trainer = Trainer.resume(broken)
+    trainer.pipe.unet.disable_adapters()
+    trainer.checkpoint = saved_checkpoints(broken)[-1]
+    with pytest.raises(ValueError, match="is its adapter switched off?"): trainer.restore()
+
+
+def test_a_damaged_checkpoint_is_passed_over(straight, broken):
+    newest = saved_checkpoints(broken)[-1]
+    for name in ("checksums.json", "metrics.csv", LORA, "training_state.pt"):
+        whole = (newest/name).read_bytes()
+        (newest/name).write_bytes(whole[:-7])
+        with pytest.warns(UserWarning, match=f"epoch_0002 is damaged \\({name} is "): assert newest_intact(broken).name == "epoch_0001"
+        if name != "training_state.pt": (newest/name).write_bytes(whole)
+    with pytest.warns(UserWarning, match="passed over for the one before it"): Trainer.resume(broken).train()
+    assert same(broken, straight)
+
+
+def test_what_another_attempt_left_behind_is_no_hindrance(straight, broken):
+    for name in (".saving", ".removing"):
+        (broken/name).mkdir()
+        (broken/name/LORA).write_bytes(b"half a fi")
+    (broken/".config.yaml.part").write_text("model: em")
+    with open(broken/"metrics.csv", "a") as file: file.write("3,12,0.5,0.")
+    (broken/"before.safetensors").write_bytes(b"torn")
+    Trainer.resume(broken).train()
+    assert same(broken, straight)
+
+
+def test_the_measurement_before_is_not_taken_twice(broken, monkeypatch):
+    titles, evaluate = [], training.evaluate
+    monkeypatch.setattr(training, "evaluate", lambda *a, title="", **k: (titles.append(title), evaluate(*a, **k))[1])
+    Trainer.resume(broken).train()
+    Trainer.resume(broken, guidance_scale=3.0).train()
+    assert titles == ["evaluating after", "evaluating before", "evaluating after"]
+
+
+# What a run that goes on may not be
+
+
+def test_a_configuration_that_differs_is_refused_by_field(broken, tmp_path, capsys):
+    def refusal(*arguments):
+        capsys.readouterr()
+        assert train_command(["--resume", str(broken), *arguments]) == 1
+        return capsys.readouterr().err
+    said = refusal("--preset", "emoji_small", "--reward", "colourfulness", "--objective", "prdp")
+    for part in ("epochs 20 (the run has 4)", "kl_weight 30.0 (the run has 2.0)", "to change it on purpose, name it:", "--epochs 20"): assert part in said
+    assert "images_per_prompt 8 (the run has 2)" in said and "objective" not in said
+    assert "cannot change lora_rank 4 (the run has 8)" in refusal("--lora_rank", "4")
+    assert "stays in its folder" in refusal("--output_dir", str(tmp_path/"other"))
+    assert "epochs must be at least 2, which the run has done, not 1" in refusal("--epochs", "1")
+    text = (broken/"config.yaml").read_text()
+    (broken/"config.yaml").write_text(text.replace("seed: 0", "seed: 5"))
+    assert "seed 5 (the run has 0)" in refusal()
+    (broken/"config.yaml").write_text(text)
+    assert read_metrics(broken)["epoch"].tolist() == [1, 2]
+
+
+def test_a_field_that_is_named_changes(straight, prompt_file, tmp_path):
+    run = interrupted(tiny(tmp_path/"run", prompt_file, epochs=3))
+    assert train_command(["--resume", str(run), "--epochs", "4"]) == 0
+    assert same(run, straight) and Config.load(run/"config.yaml").epochs == 4
+    assert train_command(["--resume", str(run), "--epochs", "5", "--learning_rate", "0.5"]) == 0
+    state = torch.load(run/"checkpoints/epoch_0005/training_state.pt", weights_only=True)
+    assert state["optimizer"]["param_groups"][0]["lr"] == 0.5 and not same(run, straight)
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "no run"])
+def test_what_is_no_run_cannot_go_on(what, tmp_path, capsys):
+    folder = tmp_path/what
+    if what != "missing": folder.mkdir()
+    if what == "no run": (folder/"notes.txt").touch()
+    assert train_command(["--resume", str(folder)]) == 1
+    assert f"{str(folder)!r} is not a run folder that can be resumed: expected config.yaml" in capsys.readouterr().err
+
+
+def hold(folder, ready, done):
+    with run_lock(folder):
+        ready.set()
+        done.wait(60)
+
+
+def test_two_runs_on_one_folder(broken):
+    context = multiprocessing.get_context("forkserver")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(broken, ready, done))
+    other.start()
+    assert ready.wait(60)
+    files = {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()}
+    with pytest.raises(BlockingIOError, match=f"another run, process {other.pid}, is at work in"): Trainer.resume(broken).train()
+    assert files == {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()}
+    os.kill(other.pid, signal.SIGKILL)
+    other.join()
+    with run_lock(broken): pass # the lock of a dead process is none
+
+
+def test_two_new_runs_at_once(prompt_file, tmp_path):
+    first, second = (Trainer(tiny(tmp_path/"run", prompt_file, epochs=1)) for _ in range(2))
+    with run_lock(tmp_path/"run"), pytest.raises(BlockingIOError, match="is at work in"): first.train()
+    first.train()
+    with pytest.raises(FileExistsError, match=r"choose another one \(--output_dir\), go on with the run in it \(--resume .*run\), or delete it"): second.train()
+
+
+# The disk is full
+
+
+@pytest.mark.parametrize("where", ["torch.save", "prdp_nb.training.flush"])
+def test_a_full_disk_leaves_the_checkpoint_before(where, straight, broken, monkeypatch, capsys):
+    module, _, name = where.rpartition(".")
+    real, full, record = getattr(sys.modules[module], name), [], Trainer.record
+    def write(*arguments, **options):
+        if full: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments, **options)
+    def fills_up(self, row, pictures):
+        full.append(row["epoch"])
+        record(self, row, pictures)
+    monkeypatch.setattr(where, write)
+    monkeypatch.setattr(Trainer, "record", fills_up)
+    with pytest.raises(OSError, match=r"checkpoints/epoch_0003 could not be saved \(.*No space left on device.*what was saved before is intact. Make room in"): Trainer.resume(broken).train()
+    assert "stopped by OSError after 3 of 4 epochs" in capsys.readouterr().out
+    assert [(path.name, damage(path)) for path in saved_checkpoints(broken)] == [("epoch_0001", ""), ("epoch_0002", "")] and not (broken/".saving").exists()
+    monkeypatch.undo()
+    Trainer.resume(broken).train()
+    assert same(broken, straight)
+
+
+# The reward fails
+
+
+@pytest.fixture
+def no_wait(monkeypatch):
+    waits = []
+    monkeypatch.setattr(training, "RETRY_SECONDS", 1.0)
+    monkeypatch.setattr(training.time, "sleep", waits.append)
+    return waits
+
+
+def fails_on(calls, error):
+    "The colourfulness reward, which raises in the calls of these numbers, counted from 1."
+    from prdp_nb.rewards import colourfulness as score
+    count = []
+    def colourfulness(images, prompts):
+        count.append(prompts)
+        if len(count) in calls: raise error
+        return [score(image) for image in images]
+    colourfulness.calls = count
+    return colourfulness
+
+
+def test_a_reward_that_comes_back_changes_nothing(straight, prompt_file, tmp_path, no_wait):
+    reward = fails_on({2, 4, 5, 8}, TimeoutError("no answer")) # the base, twice the first epoch, the third
+    with pytest.warns(UserWarning, match=r"reward colourfulness failed \(TimeoutError: no answer\); retry 2 of 2 in 2 s"):
+        run = Trainer(tiny(tmp_path/"run", prompt_file, reward_retries=2), reward=reward).train()
+    assert no_wait == [1, 1, 2, 1] and same(run, straight)
+
+
+def test_a_reward_that_stays_away_stops_the_run(prompt_file, tmp_path, no_wait):
+    with pytest.raises(RewardError, match="^epoch 3: reward colourfulness raised TimeoutError: no answer; it was asked about 4 images, image 0 of prompt 'a painting of a"):
+        Trainer(tiny(tmp_path/"run", prompt_file, reward_retries=3), reward=fails_on(range(5, 99), TimeoutError("no answer"))).train()
+    assert no_wait == [1, 2, 4] and [path.name for path in saved_checkpoints(tmp_path/"run")] == ["epoch_0001", "epoch_0002"]
+
+
+def test_prompts_that_cannot_be_scored_are_left_out(prompt_file, tmp_path):
+    def picky(images, prompts):
+        if picky.on and len(images) <= 4 and "a painting of a fox" in prompts: raise ValueError("no foxes") # an evaluation has more
+        return [float(np.asarray(image).std()) for image in images]
+    picky.on = False
+    config = tiny(tmp_path/"run", prompt_file, on_reward_error="skip_prompt", eval_images_per_prompt=3)
+    trainer = Trainer(config, reward=picky)
+    trainer.check()
+    picky.on = True
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.check = lambda: None
+        run = trainer.train()
+    queries = np.diff(read_metrics(run)["reward_queries"], prepend=0).tolist()
+    epochs = [training.draw_prompts(trainer.prompts, 2, 0, epoch) for epoch in range(4)]
+    assert queries == [2 if "a painting of a fox" in prompts else 4 for prompts in epochs] and 2 in queries
+    said = [str(w.message) for w in caught if "left out" in str(w.message)]
+    assert len(said) == queries.count(2) and said[0].startswith("the prompt 'a painting of a fox' is left out of this epoch: reward picky raised ValueError: no foxes")
+
+
+def test_a_score_that_is_no_number_is_named_with_its_epoch_and_prompt(prompt_file, tmp_path):
+    with pytest.raises(RewardError, match=r"^epoch 2: reward own gave nan to image 3 \(prompt 'a painting of a (fox|duck|cow)'\)"):
+        scores = iter([[0., 1.], [0., 1., 2.], [0., 1., 2., 3.], [0., 1., 2., float("nan")]])
+        def own(images, prompts): return next(scores)
+        Trainer(tiny(tmp_path/"run", prompt_file), reward=own).train()
+
+
+# Numbers that are not finite
+
+
+def stops(trainer, match):
+    with pytest.raises(FloatingPointError, match=match): trainer.train()
+    run = trainer.folder
+    assert [(path.name, damage(path)) for path in saved_checkpoints(run)][-1:] == [("epoch_0002", "")]
+    assert all(w.isfinite().all() for w in load_file(run/f"checkpoints/epoch_0002/{LORA}").values())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(broken, monkeypatch):
+    trainer = Trainer.resume(broken)
+    coefficients = training.coefficients
+    def spoiled(loss_fn, log_probs):
+        loss, weights = coefficients(loss_fn, log_probs)
+        return (loss*float("nan") if trainer.epochs_done == 2 else loss), weights
+    monkeypatch.setattr(training, "coefficients", spoiled)
+    stops(trainer, "^epoch 3: the loss is nan, of finite log-probabilities; the weights were not touched")
+
+
+def test_a_slope_that_is_not_finite_is_named(broken, monkeypatch):
+    trainer = Trainer.resume(broken)
+    coefficients = training.coefficients
+    def spoiled(loss_fn, log_probs):
+        loss, weights = coefficients(loss_fn, log_probs)
+        if trainer.epochs_done == 2: weights[1, 0, 1] = float("inf")
+        return loss, weights
+    monkeypatch.setattr(training, "coefficients", spoiled)
+    second = training.draw_prompts(trainer.prompts, 2, 0, 2)[1]
+    stops(trainer, f"^epoch 3: the slope of the loss is inf for the prompt '{second}', picture 1 of 2, step 2 of 2; the weights were not touched")
+
+
+def test_a_gradient_that_is_not_finite_is_traced_to_its_prompt_and_step(broken, monkeypatch):
+    trainer = Trainer.resume(broken, cell_fraction=1.0)
+    backward = training.backward_log_probs
+    def spoiled(policy, rollout, weights, **options):
+        spent = backward(policy, rollout, weights, **options)
+        if trainer.epochs_done == 2 and weights[0, :, 1].any(): trainable_parameters(policy)[0].grad[0] = float("nan")
+        return spent
+    monkeypatch.setattr(training, "backward_log_probs", spoiled)
+    first = training.draw_prompts(trainer.prompts, 2, 0, 2)[0]
+    stops(trainer, f"^epoch 3: the gradient's norm is nan; the weights were not touched.*; it comes from the prompt '{first}', step 2 of 2")
+
+
+def test_latents_that_are_not_finite_stop_the_run(broken, monkeypatch):
+    trainer = Trainer.resume(broken)
+    def ruin():
+        with torch.no_grad(): trainable_parameters(trainer.policy)[0].fill_(float("nan"))
+    sample = trainer.sample
+    def spoiled(prompts, epoch, *rest):
+        if trainer.epochs_done == 2: ruin()
+        return sample(prompts, epoch, *rest)
+    monkeypatch.setattr(trainer, "sample", spoiled)
+    stops(trainer, r"^epoch 3: latents became non-finite at step 1 of 2 \(timestep \d+\) for the prompt 'a painting of a")
+
+
+def test_weights_that_are_not_finite_are_not_saved_as_a_checkpoint(broken, monkeypatch):
+    trainer = Trainer.resume(broken)
+    record = trainer.record
+    def spoiled(row, pictures):
+        if row["epoch"] == 3:
+            with torch.no_grad(): trainable_parameters(trainer.policy)[0].fill_(float("nan"))
+        record(row, pictures)
+    monkeypatch.setattr(trainer, "record", spoiled)
+    stops(trainer, "^epoch 3: the weights are not finite, and were not saved")
+    assert all(w.isfinite().all() for w in load_file(broken/"final"/LORA).values()) # of the time before
+
+
+def test_a_spike_of_the_gradient_is_reported_once(prompt_file, tmp_path, monkeypatch):
+    trainer = Trainer(tiny(tmp_path/"run", prompt_file, epochs=7, save_every=100))
+    step, norms = training.gradient_step, []
+    def spoiled(policy, optimizer, max_grad_norm):
+        norms.append(step(policy, optimizer, max_grad_norm))
+        return 1.0 if len(norms) != 13 else 50.0 # the first update of epoch 7
+    monkeypatch.setattr(training, "gradient_step", spoiled)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.train()
+    assert [str(w.message)[:76] for w in caught if "gradient" in str(w.message)] == ["epoch 7: a gradient of norm 50, 50 times the median of the epochs before (1)"]
+
+
+def test_random_numbers_of_a_reward_go_on(prompt_file, tmp_path):
+    def noisy(down):
+        calls = []
+        def colourfulness(images, prompts):
+            calls.append(1)
+            if len(calls) == down: raise RuntimeError("down")
+            return [random.random() + np.random.randn() + torch.rand(1).item() for _ in images]
+        return colourfulness
+    def seed():
+        random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    seed()
+    left_alone = Trainer(tiny(tmp_path/"straight", prompt_file, eval_rewards=()), reward=noisy(0)).train()
+    seed()
+    config = tiny(tmp_path/"run", prompt_file)
+    with pytest.raises(RewardError): Trainer(config, reward=noisy(5)).train()
+    seed()
+    Trainer.resume(tmp_path/"run", reward=noisy(0)).train()
+    assert same(tmp_path/"run", left_alone)

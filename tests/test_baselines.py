@@ -64,6 +64,6 @@ def test_offline_scores_the_pictures_of_the_reference(tmp_path, monkeypatch):
 def test_the_noise_floor_is_checked_where_there_is_a_clip(name, tmp_path, monkeypatch):
     monkeypatch.setattr("prdp_nb.training.noise_floor", lambda *a, **k: 1.0)
     trainer = tiny(tmp_path, objective=name)
-    with pytest.raises(ValueError, match="exceeds clip_range"): trainer.start()
+    with pytest.raises(ValueError, match="exceeds clip_range"): trainer.check()
     trainer.config.clip_range = math.inf
-    trainer.start()
+    trainer.check()

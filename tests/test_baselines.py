@@ -10,14 +10,6 @@ from prdp_nb.training import OBJECTIVES, SINGLE_IMAGE, UNCLIPPED, Config, Traine
 PROMPTS = ["a painting of a fox", "a painting of a duck", "a painting of a cow"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def contrast(images, prompts):
     return [float(np.asarray(image).std())/255 for image in images]
 

@@ -10,13 +10,6 @@ PROMPTS = ["a painting of a fox", "a painting of a duck", "a painting of a cow"]
 
 def contrast(images, prompts): return [float(np.asarray(image).std()) for image in images]
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     "Two runs of seconds, one of a LoRA and one of the whole UNet, and their prompts."

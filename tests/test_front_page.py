@@ -50,3 +50,11 @@ def test_own_reward_of_the_front_page_trains(tmp_path, monkeypatch):
     names = {}
     exec(code, names)
     assert names["run"].resolve() == tmp_path/"runs"/"redness" and (names["run"]/"final").is_dir()
+
+def test_figures_of_the_front_page_are_those_of_the_runs():
+    import pandas as pd
+    table = pd.read_csv(ROOT/"nbs/results/small_scale.csv").query("method == 'prdp'")
+    text = " ".join(markdown(ROOT/"nbs"/"index.ipynb").split())
+    for scorer, pattern in dict(emoji_score=r"EmojiScore rises from ([\d.]+) to ([\d.]+), ([\d.]+) and ([\d.]+),", emoji_judge=r"judge from ([\d.]+) to ([\d.]+), ([\d.]+) and ([\d.]+) ").items():
+        means = table.query("scorer == @scorer").groupby("seed")[["base", "tuned"]].mean()
+        assert re.search(pattern, text).groups() == tuple(f"{mean:.3f}" for mean in (means.base[0], *means.tuned))

@@ -20,21 +20,6 @@ TINY = dict(epochs=2, prompts_per_epoch=2, images_per_prompt=2, num_inference_st
 ENV = os.environ | dict(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TQDM_DISABLE="1", PYTHONUNBUFFERED="1")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def prompt_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("prompts")/"animals.txt"
-    path.write_text("a painting of a fox\na painting of a duck\na painting of a cow\n")
-    return path
-
-
 def tiny(folder, prompt_file, **fields):
     "A configuration of a run of seconds."
     return Config(**(TINY | dict(output_dir=str(folder), prompts=str(prompt_file)) | fields))

@@ -6,7 +6,7 @@
 __all__ = ['MEASURES', 'COLUMNS', 'RUN', 'BY', 'checkpoints', 'load_checkpoint', 'Diversity', 'load_scorer', 'listed',
            'load_sets', 'evaluate_runs', 'read_table', 'gain_matrix', 'resampled_means', 'win_rate', 'summarise',
            'as_markdown', 'compare_methods', 'draw_gains', 'draw_tradeoff', 'draw_grid', 'paint_prompts', 'draw_models',
-           'draw_strip', 'gather_metrics', 'seed_curves', 'draw_metric', 'train_runs', 'keep_results',
+           'draw_strip', 'gather_metrics', 'seed_curves', 'draw_metric', 'train_runs', 'add_rows', 'keep_results',
            'evaluate_parser', 'evaluate_command']
 
 # %% ../nbs/10_evaluation.ipynb #76ee2b36
@@ -374,30 +374,48 @@ def draw_metric(
 # %% ../nbs/10_evaluation.ipynb #c76bc7f3
 def train_runs(
     configs: dict[str, list[Config]], # method -> its runs, one a seed, each with an output_dir of its own
-) -> dict[str, list[Path]]: # method -> their run folders
-    "Train what is not there yet. Raises `ValueError` for a finished run of other settings, and what `Trainer` raises."
-    for config in sum(configs.values(), []):
-        folder = Path(config.output_dir)
-        if not (folder/"evaluation.csv").exists(): Trainer(config).train()
-        elif Config.load(folder/"config.yaml") != config: raise ValueError(f"{str(folder)!r} holds a run of other settings than asked for: delete it, or choose another output_dir")
-    return {method: [Path(config.output_dir) for config in runs] for method, runs in configs.items()}
+    folder: str | Path, # results/NAME, as `keep_results` fills it: what is kept there is not trained again
+) -> dict[str, list[Path]]: # method -> the folders of those runs that are not kept yet
+    "Train what is neither kept nor finished, from the last checkpoint where a run was interrupted. Raises `ValueError` for a run of other settings in its place, and what `Trainer` raises."
+    new = {method: [] for method in configs}
+    for method, config in ((method, config) for method, of in configs.items() for config in of):
+        kept, run = Path(folder)/f"{method}_{config.seed}", Path(config.output_dir)
+        for there in (kept, run):
+            if (there/"config.yaml").exists() and Config.load(there/"config.yaml") != config:
+                raise ValueError(f"{str(there)!r} holds a run of other settings than asked for: delete it, or choose another folder")
+        if kept.exists(): continue
+        if not (run/"evaluation.csv").exists(): (Trainer.resume(run) if (run/"config.yaml").exists() else Trainer(config)).train()
+        new[method].append(run)
+    return {method: of for method, of in new.items() if of}
 
 # %% ../nbs/10_evaluation.ipynb #a9ec4e79
+def add_rows(
+    path: Path, # a CSV file, made where it is missing
+    rows: pd.DataFrame,
+    keys: list[str], # columns that tell rows apart: a row replaces the one that agrees with it in these
+):
+    "Add rows to a table on disk; six digits of each number are kept."
+    rows = pd.concat([pd.read_csv(path), rows]) if path.exists() else rows
+    rows.drop_duplicates(keys, keep="last").to_csv(path, index=False, float_format="%.6g")
+
 def keep_results(
     runs: dict[str, list[Path]], # method -> its finished run folders, one a seed
     folder: str | Path, # results/NAME: the models go there, the tables to results/NAME.csv and results/NAME_metrics.csv
+    prompts: list[str] = (), # sets to evaluate on; where none is given, the runs' own before-and-after tables are taken
+    images_per_prompt: int | None = None, # on those sets; where not given, each run's own number
 ):
     "Keep of finished runs what a page shows: evaluations, metrics, settings and final models."
-    folder = Path(folder)
-    tables = [read_table(run/"evaluation.csv").assign(experiment=folder.name, method=method) for method, of in runs.items() for run in of]
+    folder, of = Path(folder), {run: method for method, folders in runs.items() for run in folders}
+    if not of: return
     folder.mkdir(parents=True, exist_ok=True)
-    for what, table in (("", pd.concat(tables)), ("_metrics", gather_metrics(runs))):
-        table.to_csv(folder.with_name(folder.name + what + ".csv"), index=False, float_format="%.6g")
-    for method, of in runs.items():
-        for run in of:
-            kept = folder/f"{method}_{Config.load(run/'config.yaml').seed}"
-            shutil.copytree(run/"final", kept/"final", dirs_exist_ok=True)
-            shutil.copy(run/"config.yaml", kept)
+    table = evaluate_runs(list(of), prompts, images_per_prompt=images_per_prompt) if prompts else read_table(*(run/"evaluation.csv" for run in of))
+    table = table.assign(method=table.experiment.map({run.name: method for run, method in of.items()}), experiment=folder.name)
+    add_rows(folder.with_name(f"{folder.name}.csv"), table[COLUMNS], COLUMNS[:-2])
+    add_rows(folder.with_name(f"{folder.name}_metrics.csv"), gather_metrics(runs), ["method", "seed", "epoch"])
+    for run, method in of.items():
+        kept = folder/f"{method}_{Config.load(run/'config.yaml').seed}"
+        shutil.copytree(run/"final", kept/"final", dirs_exist_ok=True)
+        shutil.copy(run/"config.yaml", kept)
 
 # %% ../nbs/10_evaluation.ipynb #649a0f3c
 def evaluate_parser() -> argparse.ArgumentParser:

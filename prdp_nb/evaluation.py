@@ -68,10 +68,10 @@ class Diversity(Reward):
 MEASURES = dict(diversity=Diversity) # scorers of a prompt's pictures together, by name, beside the table `REWARDS`
 
 def load_scorer(
-    scorer, # a name of `REWARDS` or `MEASURES`, a weighted sum as text, or a callable `(images, prompts)`
+    scorer, # a name of `REWARDS` or `MEASURES`, a URL, a weighted sum as text, or a callable `(images, prompts)`
 ) -> Reward:
     "What a scorer's name stands for. Raises `ValueError` for an unknown name."
-    if not isinstance(scorer, str) or {*scorer} & {*"+*"}: return as_reward(scorer)
+    if not isinstance(scorer, str) or {*scorer} & {*"+*:/"}: return as_reward(scorer)
     lookup("scorer", scorer, REWARDS | MEASURES)
     return MEASURES[scorer]() if scorer in MEASURES else as_reward(scorer)
 
@@ -424,7 +424,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
         "bootstrap intervals over prompts, and the share of prompts with a gain.", epilog="Example: prdp_evaluate runs/demo --prompts emoji_seen emoji_unseen_pairs --rewards emoji_score emoji_judge diversity --output demo.csv")
     parser.add_argument("run", metavar="RUN", help="a run folder of prdp_train")
     parser.add_argument("--prompts", nargs="+", default=(), metavar="SET", help="prompts: sets by name, or files (default: those of the run)")
-    parser.add_argument("--rewards", nargs="+", default=(), metavar="NAME", help=f"scorers: {', '.join(REWARDS | MEASURES)}, or weighted sums of those but the last (default: those of the run)")
+    parser.add_argument("--rewards", nargs="+", default=(), metavar="NAME", help=f"scorers: {', '.join(REWARDS | MEASURES)}, URLs of scoring services, or weighted sums of all but the last name (default: those of the run)")
     parser.add_argument("--checkpoint", default="final", metavar="NAME", help="which model of the run: final, or one of its checkpoints, such as epoch_0010 (default: final)")
     parser.add_argument("--images_per_prompt", type=int, metavar="N", help="pictures of each prompt (default: as in the run)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: as in the run, or the best there is)")

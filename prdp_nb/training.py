@@ -101,7 +101,7 @@ def check(
 class TaskOptions:
     "what is finetuned, towards what"
     model: str = option("emoji", "text-to-image model: a name in prdp_nb.models.MODELS, a folder, or owner/name on the hub")
-    reward: str = option("emoji_score", "what to maximise: a reward by name, or a weighted sum such as '10*emoji_score + 2*jpeg_compressibility'")
+    reward: str = option("emoji_score", "what to maximise: a reward by name, the URL of a scoring service, or a weighted sum such as '10*emoji_score + 2*jpeg_compressibility'")
     prompts: str = option("emoji_animals", "training prompts: a set by name, or a .txt, .json, .jsonl, .csv or .parquet file")
     prompt_column: str | None = option(None, "column of a prompt file that holds the prompts")
     output_dir: str = option("runs/prdp", "run folder for everything that comes out; it must be new or empty")

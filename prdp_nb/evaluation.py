@@ -17,10 +17,10 @@ import numpy as np, pandas as pd, torch
 from PIL import Image
 from torch.nn.functional import normalize
 from .emoji import EmojiScore
-from .models import generate, load_finetuned, load_pipeline, warn_truncated
+from .models import generate, latent_shape, load_finetuned, load_pipeline, warn_truncated
 from .prompts import load_prompts
 from .rewards import REWARDS, Reward, as_reward, lookup
-from .training import Config, Trainer, append_rows, check, compare, evaluate, make_accelerator, read_metrics, run_command, spread, usable_device
+from .training import Config, Trainer, append_rows, check, check_output, compare, evaluate, make_accelerator, probe, read_metrics, run_command, spread, usable_device
 
 # %% ../nbs/10_evaluation.ipynb #6cabfb33
 def checkpoints(
@@ -109,6 +109,7 @@ def evaluate_runs(
         scorers = {str(s if isinstance(s, str) else as_reward(s)): load(s) for s in listed(rewards) or config.eval_rewards or (config.reward,)}
         for prompt_set, texts in load_sets(config, prompts).items():
             warn_truncated(pipe, texts)
+            for scorer in scorers.values(): probe(scorer, texts[0], latent_shape(pipe)[-1]*pipe.vae_scale_factor, min(images, 2))
             key = (config.model, config.dtype, config.num_inference_steps, config.guidance_scale, images, prompt_set, *scorers)
             if key not in bases:
                 bases[key] = evaluate(load_pipeline(config.model, pipe.dtype, pipe.device), texts, scorers, config, images, 0, f"base on {prompt_set}")
@@ -440,7 +441,9 @@ def evaluate_command(
     options = evaluate_parser().parse_args(arguments)
     output = Path(options.output) if options.output else None
     def work():
+        if output: check_output(output, [".csv"])
         if output and output.exists(): read_table(output)
+        if options.plot: check_output(options.plot, [".png", ".pdf", ".svg"])
         table = evaluate_runs(options.run, options.prompts, options.rewards, options.checkpoint, options.images_per_prompt, options.device)
         if output: append_rows(output, table[COLUMNS].to_dict("records"))
         summary = summarise(table)

@@ -105,9 +105,11 @@ def check_scores(
     prompts: list[str], # the B sentences it was asked about
 ) -> Tensor: # (B,) float32
     "Scores as a tensor. Raises `RewardError` where they are not one finite number per picture."
-    try: values = torch.tensor([float(score) for score in scores], dtype=torch.float32)
+    try:
+        if isinstance(scores, (str, bytes, dict, set)): raise TypeError("it has no entry for each image, in their order")
+        values = torch.tensor([float(score.item() if hasattr(score, "item") else score) for score in scores], dtype=torch.float32)
     except Exception as error:
-        raise RewardError(f"reward {reward} returned {scores!r:.80}, which is not a list of numbers ({error}); return one score per image") from error
+        raise RewardError(f"reward {reward} returned {' '.join(repr(scores).split()):.80}, which is not a list of numbers ({error}); return one score per image") from error
     if len(values) != len(prompts):
         raise RewardError(f"reward {reward} returned {len(values)} scores for {len(prompts)} images; return one score per image, in the order of the images")
     for i in (~values.isfinite()).nonzero().flatten().tolist():

@@ -17,10 +17,10 @@ import numpy as np, pandas as pd, torch
 from PIL import Image
 from torch.nn.functional import normalize
 from .emoji import EmojiScore
-from .models import generate, load_finetuned, load_pipeline, warn_truncated
+from .models import generate, latent_shape, load_finetuned, load_pipeline, warn_truncated
 from .prompts import load_prompts
 from .rewards import REWARDS, Reward, as_reward, lookup
-from .training import Config, Trainer, append_rows, check, compare, evaluate, make_accelerator, read_metrics, run_command, spread, usable_device
+from .training import Config, Trainer, append_rows, check, check_output, compare, evaluate, make_accelerator, probe, read_metrics, run_command, spread, usable_device
 
 # %% ../nbs/10_evaluation.ipynb #6cabfb33
 def checkpoints(
@@ -68,10 +68,10 @@ class Diversity(Reward):
 MEASURES = dict(diversity=Diversity) # scorers of a prompt's pictures together, by name, beside the table `REWARDS`
 
 def load_scorer(
-    scorer, # a name of `REWARDS` or `MEASURES`, a weighted sum as text, or a callable `(images, prompts)`
+    scorer, # a name of `REWARDS` or `MEASURES`, a URL, a weighted sum as text, or a callable `(images, prompts)`
 ) -> Reward:
     "What a scorer's name stands for. Raises `ValueError` for an unknown name."
-    if not isinstance(scorer, str) or {*scorer} & {*"+*"}: return as_reward(scorer)
+    if not isinstance(scorer, str) or {*scorer} & {*"+*:/"}: return as_reward(scorer)
     lookup("scorer", scorer, REWARDS | MEASURES)
     return MEASURES[scorer]() if scorer in MEASURES else as_reward(scorer)
 
@@ -109,6 +109,7 @@ def evaluate_runs(
         scorers = {str(s if isinstance(s, str) else as_reward(s)): load(s) for s in listed(rewards) or config.eval_rewards or (config.reward,)}
         for prompt_set, texts in load_sets(config, prompts).items():
             warn_truncated(pipe, texts)
+            for scorer in scorers.values(): probe(scorer, texts[0], latent_shape(pipe)[-1]*pipe.vae_scale_factor, min(images, 2))
             key = (config.model, config.dtype, config.num_inference_steps, config.guidance_scale, images, prompt_set, *scorers)
             if key not in bases:
                 bases[key] = evaluate(load_pipeline(config.model, pipe.dtype, pipe.device), texts, scorers, config, images, 0, f"base on {prompt_set}")
@@ -424,7 +425,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
         "bootstrap intervals over prompts, and the share of prompts with a gain.", epilog="Example: prdp_evaluate runs/demo --prompts emoji_seen emoji_unseen_pairs --rewards emoji_score emoji_judge diversity --output demo.csv")
     parser.add_argument("run", metavar="RUN", help="a run folder of prdp_train")
     parser.add_argument("--prompts", nargs="+", default=(), metavar="SET", help="prompts: sets by name, or files (default: those of the run)")
-    parser.add_argument("--rewards", nargs="+", default=(), metavar="NAME", help=f"scorers: {', '.join(REWARDS | MEASURES)}, or weighted sums of those but the last (default: those of the run)")
+    parser.add_argument("--rewards", nargs="+", default=(), metavar="NAME", help=f"scorers: {', '.join(REWARDS | MEASURES)}, URLs of scoring services, or weighted sums of all but the last name (default: those of the run)")
     parser.add_argument("--checkpoint", default="final", metavar="NAME", help="which model of the run: final, or one of its checkpoints, such as epoch_0010 (default: final)")
     parser.add_argument("--images_per_prompt", type=int, metavar="N", help="pictures of each prompt (default: as in the run)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: as in the run, or the best there is)")
@@ -440,7 +441,9 @@ def evaluate_command(
     options = evaluate_parser().parse_args(arguments)
     output = Path(options.output) if options.output else None
     def work():
+        if output: check_output(output, [".csv"])
         if output and output.exists(): read_table(output)
+        if options.plot: check_output(options.plot, [".png", ".pdf", ".svg"])
         table = evaluate_runs(options.run, options.prompts, options.rewards, options.checkpoint, options.images_per_prompt, options.device)
         if output: append_rows(output, table[COLUMNS].to_dict("records"))
         summary = summarise(table)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from .diffusion import GuidedPolicy, noise_schedule
-from .rewards import lookup
+from .rewards import brief, lookup
 from .trajectories import fitting
 
 # %% ../nbs/08_models.ipynb #5fbe7e17
@@ -251,9 +251,11 @@ def load_finetuned(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
 ): # a stock `StableDiffusionPipeline`
-    "The finetuned model. Raises `ValueError` where the folder holds neither a LoRA nor a pipeline."
+    "The finetuned model. Raises `ValueError` where the folder holds neither a LoRA nor a pipeline, or a LoRA that is torn or of another model."
     if (Path(folder)/"model_index.json").exists(): return load_pipeline(folder, dtype, device)
     if not (Path(folder)/LORA_FILE).exists(): raise ValueError(f"no finetuned model in {str(folder)!r}: expected {LORA_FILE} or model_index.json")
     pipe = load_pipeline(base, dtype, device)
-    with quiet_loading(): pipe.load_lora_weights(folder, weight_name=LORA_FILE)
+    try:
+        with quiet_loading(): pipe.load_lora_weights(folder, weight_name=LORA_FILE)
+    except Exception as error: raise ValueError(f"{LORA_FILE} in {str(folder)!r} does not fit the model {base!r}, or is torn ({brief(error)}): is that the model it was made from?") from error
     return pipe

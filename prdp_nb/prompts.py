@@ -82,8 +82,11 @@ def read_lines(
     path: Path, # a text file, UTF-8
     column: str | None = None, # ignored: lines have no columns
 ): # an iterator over its lines
-    "Read a .txt file, a line at a time: a million of them need not be held twice."
-    with open(path, encoding="utf-8-sig") as file: yield from file
+    "Read a .txt file, a line at a time: a million of them need not be held twice. Raises `ValueError` for a line of comment."
+    with open(path, encoding="utf-8-sig") as file:
+        for i, line in enumerate(file, 1):
+            if line.startswith("# "): raise ValueError(f"line {i} is a comment, {line[:40].rstrip()!r}: every line of it is a prompt; leave it out, or put a prompt that begins like that into a .json file")
+            yield line
 
 def from_rows(
     rows, # what a JSON file holds
@@ -146,6 +149,7 @@ def read_prompts(
     suffix = path.suffix.lower()
     if suffix not in READERS: raise ValueError(f"prompt file {path} is of unknown format {suffix!r}; known are: {', '.join(READERS)}")
     try: return tidy(READERS[suffix](path, column) if path.stat().st_size else [])
+    except UnicodeDecodeError as error: raise ValueError(f"cannot read prompts from {path}: {error}; save it as UTF-8") from error
     except ValueError as error: raise ValueError(f"cannot read prompts from {path}: {error}") from error
 
 # %% ../nbs/06_prompts.ipynb #a364d4e3

@@ -15,7 +15,7 @@ __all__ = ['OBJECTIVES', 'UNCLIPPED', 'SINGLE_IMAGE', 'BOUNDS', 'PAPER', 'SMALL'
            'set_random_states', 'save_evaluation', 'load_evaluation', 'resumed_config', 'make_accelerator',
            'usable_device', 'probe', 'make_optimizer', 'follow_weights', 'Setup', 'located', 'Saving', 'Trainer',
            'config_parser', 'read_flags', 'read_config', 'make_trainer', 'run_command', 'train_command', 'load_run',
-           'sample_command']
+           'check_output', 'sample_command']
 
 # %% ../nbs/09_training.ipynb #b5c1f361
 import argparse, csv, hashlib, json, math, operator, os, random, shutil, sys, time, warnings
@@ -54,7 +54,7 @@ SINGLE_IMAGE = ("ddpo", "ddpo_batch", "dpok") # objectives that compare no pictu
 def option(
     default, # the value where none is given
     help: str, # one line for readers and for `--help`
-    **rule, # any of `above`, `at_least`, `at_most`, `below` (a bound), `one_of` (names), `because` (the reason)
+    **rule, # any of `above`, `below`, `at_least`, `at_most` (a bound), `one_of` (names), `because` (the reason)
 ):
     "A field of the configuration: its default, its meaning and its limits."
     return field(default=default, metadata=dict(help=help, rule=rule))
@@ -67,11 +67,14 @@ def cast(
 ): # the value as that type
     "Read a value as a field's type. Raises `ValueError` where it cannot be read as such."
     if value is None and type(None) in get_args(hint): return None
-    if hint == tuple[str, ...]: return (value,) if isinstance(value, str) else tuple(value)
+    if hint == tuple[str, ...]:
+        values = [value] if isinstance(value, str) else value
+        if isinstance(values, (list, tuple)) and all(isinstance(v, str) for v in values): return tuple(values)
+        raise ValueError(f"{name} must be a list of names, not {value!r}")
     kind = (get_args(hint) or (hint,))[0]
     if kind is bool: return cast_bool(name, value)
     try: result = kind(value)
-    except (TypeError, ValueError): result = None
+    except (TypeError, ValueError, OverflowError): result = None
     if result is None or isinstance(value, bool) or kind is str and not isinstance(value, (str, Path)) or kind is int and isinstance(value, float) and result != value:
         raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
     return result
@@ -83,7 +86,7 @@ def cast_bool(name: str, value) -> bool:
     return known[str(value).lower()]
 
 # %% ../nbs/09_training.ipynb #79ea7c67
-BOUNDS = dict(above=operator.gt, at_least=operator.ge, at_most=operator.le, below=operator.lt)
+BOUNDS = dict(above=operator.gt, below=operator.lt, at_least=operator.ge, at_most=operator.le)
 
 def check(
     name: str, # of the field
@@ -102,11 +105,11 @@ def check(
 class TaskOptions:
     "what is finetuned, towards what"
     model: str = option("emoji", "text-to-image model: a name in prdp_nb.models.MODELS, a folder, or owner/name on the hub")
-    reward: str = option("emoji_score", "what to maximise: a reward by name, or a weighted sum such as '10*emoji_score + 2*jpeg_compressibility'")
+    reward: str = option("emoji_score", "what to maximise: a reward by name, the URL of a scoring service, or a weighted sum such as '10*emoji_score + 2*jpeg_compressibility'")
     prompts: str = option("emoji_animals", "training prompts: a set by name, or a .txt, .json, .jsonl, .csv or .parquet file")
     prompt_column: str | None = option(None, "column of a prompt file that holds the prompts")
     output_dir: str = option("runs/prdp", "run folder for everything that comes out; it must be new or empty")
-    seed: int = option(0, "decides prompts, noise and initial weights; same seed, same machine: same run", at_least=0)
+    seed: int = option(0, "decides prompts, noise and initial weights; same seed, same machine: same run", at_least=0, below=2**63)
 
 # %% ../nbs/09_training.ipynb #90c61d92
 @dataclass
@@ -116,7 +119,7 @@ class EpochOptions:
     prompts_per_epoch: int = option(8, "N: prompts drawn each epoch", at_least=1)
     images_per_prompt: int = option(8, "B: pictures of each prompt; 1 will do for an objective that does not compare them", at_least=1)
     num_inference_steps: int = option(10, "T: denoising steps", at_least=1)
-    guidance_scale: float = option(5.0, "classifier-free guidance, when sampling and when scoring; 1 is none", at_least=1)
+    guidance_scale: float = option(5.0, "classifier-free guidance, when sampling and when scoring; 1 is none", at_least=1, below=math.inf)
     online: bool = option(True, "draw each epoch's pictures from the policy as it is then; false: always from the pretrained model, a fixed set of which an epoch uses its share")
     reward_retries: int = option(2, "how often a reward that fails is asked again, after 1, 2, 4, ... seconds", at_least=0)
     on_reward_error: str = option("stop", "what to do where it still fails: end the run, or leave out of the epoch the prompts it fails on", one_of=("stop", "skip_prompt"))
@@ -127,11 +130,11 @@ class UpdateOptions:
     "how the policy learns from them"
     objective: str = option("prdp", "the loss; rdp is prdp without proximal clipping, ddpo_batch is ddpo without per-prompt statistics", one_of=OBJECTIVES)
     updates_per_epoch: int = option(1, "K: optimizer updates on the pictures of one epoch", at_least=1)
-    kl_weight: float = option(2.0, "beta: a reward difference r asks for a log-ratio difference r/beta (mean over steps and latent dimensions); for prdp, rdp, dpo and dpok", above=0)
+    kl_weight: float = option(2.0, "beta: a reward difference r asks for a log-ratio difference r/beta (mean over steps and latent dimensions); for prdp, rdp, dpo and dpok", above=0, below=math.inf)
     clip_range: float = option(1e-4, "epsilon: how far the log-ratio of a step may move within an epoch, in mean log-density; inf: no clipping", above=0)
     optimizer: str = option("adamw", "AdamW, or the one of bitsandbytes, which keeps its moments in 8 bits", one_of=("adamw", "adamw_8bit"))
-    learning_rate: float = option(3e-4, "of AdamW", above=0)
-    weight_decay: float = option(1e-4, "of AdamW", at_least=0)
+    learning_rate: float = option(3e-4, "of AdamW", above=0, below=math.inf)
+    weight_decay: float = option(1e-4, "of AdamW", at_least=0, below=math.inf)
     max_grad_norm: float = option(1.0, "the gradient is scaled down to this norm where it is longer", above=0)
     adapter: str = option("lora", "what is trained: adapters of the attention projections, or the whole UNet with a frozen copy as reference", one_of=("lora", "full"))
     lora_rank: int = option(8, "rank of the LoRA matrices", at_least=1)
@@ -242,8 +245,9 @@ class Config(ConfigFields):
 
     @classmethod
     def load(cls, path: str | Path) -> "Config": # from a YAML file of fields; those it leaves out keep their defaults
-        try: values = yaml.safe_load(Path(path).read_text()) or {}
-        except yaml.YAMLError as error: raise ValueError(f"{path} is not YAML: {error}") from error
+        if not Path(path).is_file(): raise FileNotFoundError(f"no configuration file at {Path(path).absolute()}: check the path; a preset is named as one (--preset {', '.join(PRESETS)})")
+        try: values = yaml.safe_load(Path(path).read_text("utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error: raise ValueError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict): raise ValueError(f"{path} holds {values!r:.40}, expected lines of the form `field: value`")
         return cls.of(values)
 
@@ -606,8 +610,10 @@ def contact_sheet(
 def new_folder(
     path: str | Path,
 ) -> Path:
-    "A folder that does not exist or is empty. Raises `FileExistsError` otherwise."
+    "A folder that is empty, or can be made. Raises `FileExistsError` or `NotADirectoryError` otherwise."
     path = Path(path)
+    for parent in path.absolute().parents:
+        if parent.is_file(): raise NotADirectoryError(f"output_dir {str(path)!r} cannot be made, for {str(parent)!r} is a file; choose another one (--output_dir)")
     if path.is_file() or path.is_dir() and any(file.name != LOCK_FILE for file in path.iterdir()):
         resume = f", go on with the run in it (--resume {path})" if (path/"config.yaml").exists() else ""
         raise FileExistsError(f"output_dir {str(path)!r} exists and is not empty; choose another one (--output_dir){resume}, or delete it if you no longer need it")
@@ -821,10 +827,11 @@ def probe(
     scorer, # a reward
     prompt: str,
     size: int, # pixels
+    images: int = 2, # of that prompt
 ):
-    "Score two pictures of noise, to meet a broken reward now rather than after an hour. Raises `RewardError`."
-    noise = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
-    compute_rewards(scorer, [Image.fromarray(x) for x in noise], [prompt]*2)
+    "Score pictures of noise, to meet a broken reward now rather than after an hour. Raises `RewardError`."
+    noise = np.random.default_rng(0).integers(0, 256, (images, size, size, 3), dtype=np.uint8)
+    compute_rewards(scorer, [Image.fromarray(x) for x in noise], [prompt]*images)
 
 # %% ../nbs/09_training.ipynb #865940c7
 def make_optimizer(
@@ -1121,7 +1128,7 @@ def run_command(
     try: work()
     except KeyboardInterrupt: return 130
     except (ValueError, OSError, ImportError, RewardError, FloatingPointError, MemoryError) as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {' '.join(map(str.strip, str(error).splitlines()))}", file=sys.stderr)
         return 1
     return 0
 
@@ -1143,6 +1150,15 @@ def load_run(
     return config, load_finetuned(Path(run)/"final", config.model, config.weights_dtype, device)
 
 # %% ../nbs/09_training.ipynb #8ab17242
+def check_output(
+    path: str | Path, # of a file that is to be written
+    kinds, # endings that its name may have, such as ".png"
+):
+    "Raise `ValueError` where it cannot be written: before the work is done, not after it."
+    path = Path(path)
+    if path.suffix.lower() not in kinds: raise ValueError(f"cannot write {str(path)!r}: its name must end in one of {', '.join(sorted(kinds))}")
+    if not path.absolute().parent.is_dir(): raise ValueError(f"cannot write {str(path)!r}: there is no folder {str(path.absolute().parent)!r}; make it first")
+
 def sample_command(
     arguments: list[str] | None = None, # the process's own where not given
 ) -> int: # exit status
@@ -1155,6 +1171,8 @@ def sample_command(
     parser.add_argument("--output", metavar="FILE", default="sample.png", help="where to write the picture (default: sample.png)")
     options = parser.parse_args(arguments)
     def work():
+        check_output(options.output, [".png", ".jpg", ".jpeg", ".webp"])
+        check("seed", options.seed, dict(at_least=0, below=2**63))
         config, pipe = load_run(options.run)
         generate(pipe, [options.prompt], [options.seed], config.num_inference_steps, config.guidance_scale)[0].save(options.output)
         print(options.output)

@@ -1,0 +1,234 @@
+"Scoring services over loopback: the wire format, the example of the notebook as a process of its own, a run that asks one, and every way in which one can fail."
+import base64, io, json, socket, subprocess, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+import numpy as np, pytest
+from PIL import Image
+from prdp_nb.evaluation import evaluate_command
+from prdp_nb.remote_rewards import HTTPReward
+from prdp_nb.rewards import Reward, RewardError, as_reward, compute_rewards, parse_reward
+from prdp_nb.training import Config, Trainer, read_metrics, train_command
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPTS = ["a painting of a fox", "ein Gemälde, „東京“ 🦊", "", "a cow\nand a duck", "a painting of a fox"]
+
+def pictures(mode="RGB", size=(9, 7)):
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8)).convert(mode) for _ in PROMPTS]
+
+def brightness(images, prompts): return [float(np.asarray(image).mean()) for image in images]
+
+@pytest.fixture
+def serve():
+    "Starts services: a function of one is given each request, and returns a status, a body and more headers, or None to hang up."
+    running = []
+    def start(answer):
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                server.requests.append((dict(self.headers), body))
+                reply = answer(body)
+                self.close_connection = reply is None
+                if reply is None: return
+                status, content, headers = reply
+                self.send_response(status)
+                for name, value in {"Content-Length": len(content), **headers}.items(): self.send_header(name, str(value))
+                self.end_headers()
+                self.wfile.write(content)
+            def log_message(self, *arguments): pass
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.requests, server.url = [], f"http://127.0.0.1:{server.server_port}/score"
+        threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.01), daemon=True).start()
+        running.append(server)
+        return server
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+def says(content, status=200, **headers): # an answer that is always the same
+    return lambda body: (status, content if isinstance(content, bytes) else json.dumps(content).encode(), headers)
+
+def decoded(body):
+    asked = json.loads(body)
+    return [Image.open(io.BytesIO(base64.b64decode(png, validate=True))) for png in asked["images"]], asked["prompts"]
+
+def scoring(body): return 200, json.dumps(dict(scores=brightness(*decoded(body)))).encode(), {}
+
+def message(reward, error=RewardError, number=3) -> str: # one line
+    with pytest.raises(error) as caught: compute_rewards(reward, pictures()[:number], PROMPTS[:number])
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+# What is sent, what comes back
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+def test_pictures_and_prompts_arrive_as_they_are(serve, mode):
+    server = serve(scoring)
+    scores = compute_rewards(HTTPReward(server.url), pictures(mode), PROMPTS)
+    [(headers, body)] = server.requests
+    assert headers["Content-Type"] == "application/json" and set(json.loads(body)) == {"images", "prompts"}
+    sent, prompts = decoded(body)
+    assert prompts == PROMPTS and all(image.format == "PNG" for image in sent)
+    for image, picture in zip(sent, pictures(mode), strict=True): assert np.array_equal(np.asarray(image), np.asarray(picture.convert("RGB")))
+    assert scores.tolist() == compute_rewards(brightness, [p.convert("RGB") for p in pictures(mode)], PROMPTS).tolist()
+
+@pytest.mark.parametrize("batch_size, sizes", [(1, [1]*5), (2, [2, 2, 1]), (5, [5]), (100, [5])])
+def test_requests_hold_a_batch_each_in_order(serve, batch_size, sizes):
+    server = serve(scoring)
+    scores = compute_rewards(HTTPReward(server.url, batch_size=batch_size), pictures(), PROMPTS)
+    assert [len(decoded(body)[0]) for _, body in server.requests] == sizes
+    assert scores.tolist() == compute_rewards(brightness, pictures(), PROMPTS).tolist()
+
+def test_calls_from_several_threads_get_their_own_scores(serve):
+    def slowly(body):
+        time.sleep(0.05*len(decoded(body)[0]))
+        return scoring(body)
+    reward = HTTPReward(serve(slowly).url)
+    assert Reward.workers == 1 < reward.workers
+    with ThreadPoolExecutor(reward.workers) as pool: found = list(pool.map(lambda n: reward(pictures()[:n], PROMPTS[:n]), (5, 1, 4, 2)))
+    assert found == [brightness(pictures()[:n], PROMPTS) for n in (5, 1, 4, 2)]
+
+def test_the_example_of_the_notebook_needs_nothing_of_this_package(tmp_path, monkeypatch):
+    cells = json.loads((ROOT/"nbs/11_remote_rewards.ipynb").read_text(encoding="utf-8"))["cells"]
+    [example] = ["".join(cell["source"]) for cell in cells if "class Scoring(" in "".join(cell["source"])]
+    assert len(example.splitlines()) <= 32 and "prdp" not in example
+    (tmp_path/"service.py").write_text(example + '\nserver = ThreadingHTTPServer(("127.0.0.1", 0), Scoring)\nprint(server.server_port, flush=True)\nserver.serve_forever()\n')
+    process = subprocess.Popen([sys.executable, "-I", tmp_path/"service.py"], stdout=subprocess.PIPE, text=True)
+    try:
+        reward = HTTPReward(f"http://127.0.0.1:{process.stdout.readline().strip()}/score", timeout=30)
+        assert compute_rewards(reward, pictures(), PROMPTS).tolist() == [np.float32(np.asarray(p).std()) for p in pictures()]
+        monkeypatch.setattr("prdp_nb.remote_rewards.encode_request", lambda images, prompts: b"{}")
+        assert "answered with HTTP status 500, '{\"error\": \"KeyError: \'images\'\"}'" in message(reward).replace('\\', "")
+    finally:
+        process.kill()
+        process.wait()
+
+# A run
+
+def test_a_run_asks_a_service_and_goes_on_with_it(serve, prompt_file, tmp_path):
+    server, run = serve(scoring), tmp_path/"run"
+    tiny = dict(epochs=1, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2, eval_images_per_prompt=1, prompts=prompt_file, reward=f"0.5*{server.url} + colourfulness", output_dir=run)
+    assert train_command([*(part for name, value in tiny.items() for part in (f"--{name}", str(value))), "--eval_rewards", server.url]) == 0
+    assert Config.load(run/"config.yaml").reward == tiny["reward"] and {f"reward_mean/{server.url}", "reward_mean/Colourfulness"} < set(read_metrics(run))
+    asked = len(server.requests)
+    assert train_command(["--resume", str(run), "--epochs", "2"]) == 0 and read_metrics(run)["epoch"].tolist() == [1, 2] and len(server.requests) > asked
+    assert evaluate_command([str(run), "--rewards", server.url, "--images_per_prompt", "1"]) == 0
+
+def test_a_service_that_is_away_is_met_before_the_run_folder_is_made(serve, prompt_file, tmp_path, capsys):
+    url = serve(says({"error": "loading"}, 503)).url
+    assert train_command(["--output_dir", str(tmp_path/"run"), "--prompts", str(prompt_file), "--prompts_per_epoch", "2", "--num_inference_steps", "2", "--reward", url]) == 1
+    assert capsys.readouterr().err.startswith(f"prdp_train: error: reward {url} answered with HTTP status 503") and not (tmp_path/"run").exists()
+
+# What must stay secret
+
+def test_credentials_are_sent_and_nowhere_written(serve, prompt_file, tmp_path):
+    def guarded(body): return scoring(body) if server.requests[-1][0].get("Authorization") == "Bearer secret" else says("who are you?", 401)(body)
+    server = serve(guarded)
+    reward = HTTPReward(server.url, headers={"Authorization": "Bearer secret"})
+    Trainer(Config(epochs=1, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2, eval_images_per_prompt=1, eval_rewards=(), prompts=str(prompt_file), output_dir=str(tmp_path/"run")), reward).train()
+    files = [path.read_bytes() for path in (tmp_path/"run").rglob("*") if path.is_file()]
+    assert any(server.url.encode() in content for content in files) and not any(b"secret" in content for content in files)
+    assert "secret" not in f"{reward} {reward!r} {0.5*reward}"
+    assert message(server.url) == f"reward {server.url} answered with HTTP status 401, '\"who are you?\"'; expected status 200 with scores: give its credentials, HTTPReward(url, headers=...)"
+
+def test_credentials_do_not_follow_a_redirect(serve):
+    other = serve(scoring)
+    server = serve(says(b"", 307, Location=other.url))
+    said = message(HTTPReward(server.url, headers={"Authorization": "Bearer secret"}))
+    assert f"HTTP status 307, ''; expected status 200 with scores: redirects are not followed; give the address that it points to, {other.url}" in said and not other.requests
+
+@pytest.mark.parametrize("headers, expected", [({"Authorization": "Bearer secret\n"}, "the header 'Authorization' must be one line of ASCII text; does it end with a line break?"),
+    ({"Authorization": "secrét"}, "the header 'Authorization' must be one line"), ({"X-Key": None}, "the header 'X-Key' must be one line"), ({"X Key": "secret"}, "'X Key' cannot be the name of a header")], ids=str)
+def test_headers_that_cannot_be_sent(headers, expected):
+    with pytest.raises(ValueError) as caught: HTTPReward("http://127.0.0.1/score", headers=headers)
+    assert str(caught.value).startswith(expected) and "secr" not in str(caught.value)
+
+# Addresses and settings
+
+@pytest.mark.parametrize("url, expected", [
+    ("ftp://127.0.0.1/score", "'ftp://127.0.0.1/score' is neither the name of a reward nor the URL of a scoring service: expected http://HOST:PORT/PATH or https://HOST/PATH"),
+    ("127.0.0.1:8000/score", "'127.0.0.1:8000/score' is neither"), ("localhost:8000", "'localhost:8000' is neither"), ("http:/127.0.0.1/score", "is neither"), ("http:///score", "is neither"),
+    ("my_module:my_reward", "'my_module:my_reward' is neither"), ("rewards/mine.py", "'rewards/mine.py' is neither"),
+    ("http://127.0.0.1:80000/score", "cannot be read (Port out of range 0-65535): expected http"), ("http://127.0.0.1:port/score", "cannot be read (Port could not be cast to integer value"),
+    ("http://[::1/score", "cannot be read (Invalid IPv6 URL)"), ("http://127.0.0.1/a b", "holds ' ': write it as %20"), ("http://127.0.0.1/ä", "holds 'ä': write it as %C3%A4"),
+    ("http://me:secret@127.0.0.1/score", "the reward's URL of …@127.0.0.1/score holds a user or a password, and would be saved and printed"), ("me:secret@127.0.0.1/score", "holds a user or a password")])
+def test_addresses_that_cannot_be_right(url, expected):
+    for ask in (HTTPReward, as_reward, lambda url: as_reward(f"2*{url} + colourfulness")):
+        with pytest.raises(ValueError) as caught: ask(url)
+        assert expected in str(caught.value) and "secret" not in str(caught.value)
+
+def test_signs_of_sums_are_written_otherwise_in_an_address():
+    for sign, code in {"+": "%2B", "*": "%2A"}.items():
+        with pytest.raises(ValueError, match=f"holds '[+*]': write it as {code}"): HTTPReward(f"http://127.0.0.1/a{sign}b")
+        assert parse_reward(f"2*http://127.0.0.1/a{code}b") == [(2, f"http://127.0.0.1/a{code}b")]
+
+@pytest.mark.parametrize("settings, expected", [(dict(timeout=0), "timeout must be a number of seconds above 0, not 0"), (dict(timeout=float("nan")), "not nan"), (dict(timeout=float("inf")), "not inf"),
+    (dict(batch_size=0), "batch_size must be at least 1, not 0")], ids=str)
+def test_settings_that_cannot_be_right(settings, expected):
+    with pytest.raises(ValueError, match=expected): HTTPReward("http://127.0.0.1/score", **settings)
+
+# Answers that are none
+
+ANSWERS = { # what the service answers, what the error says after the URL
+    "its own error": (says({"error": "CUDA out of memory"}, 500), "answered with HTTP status 500, '{\"error\": \"CUDA out of memory\"}'; expected status 200 with scores: the log of the service says more"),
+    "no such page": (says(b"not found", 404), "answered with HTTP status 404, 'not found'; expected status 200 with scores: check the path in the URL"),
+    "too large": (says(b"", 413), "answered with HTTP status 413, ''; expected status 200 with scores: lower batch_size"),
+    "no content": (says(b"", 204), "answered with HTTP status 204, ''"),
+    "a page": (says(b"<html>\n <title>Welcome</title>" + b"x"*500), "answered '<html> <title>Welcome</title>" + "x"*71 + "…', which is not JSON; expected {\"scores\": [3 numbers]}, one for each image: is this the path"),
+    "bytes": (says(b"\xff\x00"), "answered '\ufffd\\x00', which is not JSON"),
+    "nothing": (says(b""), "answered '', which is not JSON"),
+    "a bare list": (says([1, 2, 3]), "answered '[1, 2, 3]'; expected {\"scores\": [3 numbers]}, one for each image: change what the service returns"),
+    "another key": (says({"score": [1, 2, 3]}), "answered '{\"score\": [1, 2, 3]}'; expected"),
+    "one number": (says({"scores": 0.5}), "answered '{\"scores\": 0.5}'; expected"),
+    "too few": (says({"scores": [1, 2]}), "returned 2 scores for 3 images; expected {\"scores\": [3 numbers]}, one for each image, in their order"),
+    "too many": (says({"scores": [1, 2, 3, 4]}), "returned 4 scores for 3 images"),
+    "a hole": (says({"scores": [1, None, 3]}), "returned [1, None, 3], which is not a list of numbers"),
+    "a list in the list": (says({"scores": [[1, 2], 3, 4]}), "returned [[1, 2], 3, 4], which is not a list of numbers"),
+    "nan": (says({"scores": [1, 2, float("nan")]}), "gave nan to image 2 (prompt ''); a score must be a finite number"),
+    "hangs up": (lambda body: None, "cannot be asked (RemoteDisconnected: Remote end closed connection without response), expected a scoring service there"),
+    "half an answer": (says({"scores": [1, 2, 3]}, 200, **{"Content-Length": 500, "Connection": "close"}), "cannot be asked (IncompleteRead")}
+
+@pytest.mark.parametrize("answer, expected", ANSWERS.values(), ids=ANSWERS)
+def test_an_answer_that_is_none(serve, answer, expected):
+    url = serve(answer).url
+    assert message(HTTPReward(url, timeout=10)).startswith(f"reward {url} {expected}")
+
+def test_a_missing_score_of_a_later_request_is_not_made_up_for_by_an_earlier_one(serve):
+    counts = iter([3, 1])
+    def uneven(body): return says({"scores": [0.0]*next(counts)})(body)
+    assert "returned 3 scores for 2 images" in message(HTTPReward(serve(uneven).url, batch_size=2), number=4)
+
+def test_a_picture_of_a_later_request_is_named_by_its_place_in_the_call(serve):
+    scores = iter([[1.0, 2.0], [3.0, float("inf")]])
+    server = serve(lambda body: says({"scores": next(scores)})(body))
+    assert f"gave inf to image 3 (prompt {PROMPTS[3]!r})" in message(HTTPReward(server.url, batch_size=2), number=4)
+
+def test_no_answer_in_time(serve):
+    woken = threading.Event()
+    url, started = serve(lambda body: woken.wait(10) and None).url, time.monotonic()
+    said = message(HTTPReward(url, timeout=0.2))
+    woken.set()
+    assert said == f"reward {url} gave no answer within 0.2 s, expected 3 scores: see that the service is up, raise timeout or lower batch_size, HTTPReward(url, timeout=..., batch_size=...)"
+    assert time.monotonic() - started < 5
+
+def test_nobody_listens_or_nobody_accepts():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{held.getsockname()[1]}/score"
+        assert message(url) == f"reward {url} cannot be asked (ConnectionRefusedError: [Errno 111] Connection refused), expected a scoring service there: start it, or check host and port of the URL"
+        held.listen(1)
+        assert f"reward {url} gave no answer within 0.2 s" in message(HTTPReward(url, timeout=0.2))
+
+def test_another_protocol(serve):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        def greet():
+            connection, _ = server.accept()
+            connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(1 << 16)
+        threading.Thread(target=greet, daemon=True).start()
+        assert "cannot be asked (BadStatusLine: SSH-2.0-OpenSSH_9.6" in message(HTTPReward(f"http://127.0.0.1:{server.getsockname()[1]}/score", timeout=5))
+    secure = serve(scoring).url.replace("http:", "https:")
+    assert f"reward {secure} cannot be asked (SSLError: " in message(HTTPReward(secure, timeout=5))

@@ -15,17 +15,17 @@ class HubOnThisMachine(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD": HubOnThisMachine.bytes_sent += self.wfile.write(content)
     def do_HEAD(self):
-        path = self.path.split("?")[0]
+        path, _, query = self.path.partition("?")
         name = next((name for name in self.repositories if f"/{name}/" in f"{path}/"), None)
         if name is None: return self.reply(b"", 404, X_Error_Code="RepoNotFound")
-        if "/tree/" in path: return self.reply(self.listing(self.repositories[name], path.split("/tree/")[1].partition("/")[2]))
+        if "/tree/" in path: return self.reply(self.listing(self.repositories[name], path.split("/tree/")[1].partition("/")[2], "recursive=true" in query.lower()))
         if "/resolve/" in path: return self.file(self.repositories[name].get(path.split("/resolve/")[1].split("/", 1)[1]))
         self.reply(dict(id=name, sha=COMMIT, siblings=[dict(rfilename=file) for file in self.repositories[name]]))
     do_GET = do_HEAD
-    def listing(self, files, folder): # what lies in it, not deeper
+    def listing(self, files, folder, deep):
         prefix = f"{folder}/" if folder else ""
         inside = {file.removeprefix(prefix): file for file in files if file.startswith(prefix)}
-        return ([dict(type="file", path=file, oid="a"*40, size=len(files[file])) for rest, file in inside.items() if "/" not in rest]
+        return ([dict(type="file", path=file, oid="a"*40, size=len(files[file])) for rest, file in inside.items() if deep or "/" not in rest]
                 + [dict(type="directory", path=prefix + sub, oid="b"*40) for sub in sorted({rest.split("/")[0] for rest in inside if "/" in rest})])
     def file(self, content):
         if content is None: return self.reply(b"", 404, X_Error_Code="EntryNotFound")

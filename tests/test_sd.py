@@ -1,11 +1,13 @@
 "Stable Diffusion v1.4's structure through the whole package: 50 steps, guidance 5, LoRA and full UNet, from a folder to a model that stock diffusers loads."
-import math
+import json, math, subprocess, sys
+from pathlib import Path
 import numpy as np, pytest, torch
 from diffusers import StableDiffusionPipeline
 from prdp_nb.diffusion import noise_schedule
 from prdp_nb.models import generate, latent_shape, load_pipeline
 from prdp_nb.training import Config, Trainer, read_metrics
 from prdp_nb.trajectories import score
+from hub import HubOnThisMachine, files_of, hub_on_this_machine
 from tiny_sd import write_tiny_pipeline
 
 PROMPTS = ["a painting of a fox", "a photo of a duck"]
@@ -71,3 +73,21 @@ def test_stock_diffusers_paints_with_the_result(trained, folder):
     ours = np.asarray(generate(trained.pipe, PROMPTS[:1], [1], 5, 5.0)[0], int)
     assert np.abs(paint(stock) - ours).max() <= 1
     assert np.abs(paint(load_pipeline(folder)) - ours).max() > 1
+
+def test_v1_4_comes_from_the_hub_by_its_name(folder, tmp_path):
+    "With a safety checker beside it, as in the real repository: that is neither fetched nor loaded."
+    index = json.loads((folder/"model_index.json").read_text()) | dict(safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"], feature_extractor=["transformers", "CLIPImageProcessor"])
+    files = files_of(folder) | {"model_index.json": json.dumps(index).encode(), "safety_checker/model.safetensors": b"?"*10_000_000, "safety_checker/config.json": b"{}"}
+    code = """import sys, torch
+from prdp_nb.models import load_pipeline
+name, folder = sys.argv[1:]
+here, there = load_pipeline(folder), load_pipeline(name)
+assert type(there).__name__ == "StableDiffusionPipeline" and there.safety_checker is None
+for part in ("unet", "vae", "text_encoder"):
+    ours, theirs = getattr(here, part).state_dict(), getattr(there, part).state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+assert there.scheduler.config["steps_offset"] == 1 and there.tokenizer("a fox").input_ids == here.tokenizer("a fox").input_ids"""
+    with hub_on_this_machine({"CompVis/stable-diffusion-v1-4": files}, tmp_path) as environment:
+        done = subprocess.run([sys.executable, "-c", code, "CompVis/stable-diffusion-v1-4", folder], cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert HubOnThisMachine.bytes_sent < 5_000_000

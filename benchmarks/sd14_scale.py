@@ -128,7 +128,7 @@ def rows(size: dict, options):
         common = sampling_row(epoch, options)
         for chunk in options.chunks:
             try: row = common | learning_row(epoch, chunk, options)
-            except torch.cuda.OutOfMemoryError:
+            except (MemoryError, torch.cuda.OutOfMemoryError):
                 yield common | dict(adapter=adapter, chunk=chunk, memory="out of memory")
                 epoch.optimizer.zero_grad()
             else: yield row | dict(adapter=adapter, chunk=chunk, ratio=ratio(row))

@@ -65,4 +65,4 @@ def test_the_install_cell_pins_the_package_and_leaves_torch_alone(path, installe
     if installed: assert not asked
     else:
         [line] = asked
-        assert f'"prdp_nb=={prdp_nb.__version__}"' in line and f" torch=={version("torch")} torchvision=={version("torchvision")}" in line
+        assert f'"prdp_nb=={prdp_nb.__version__}"' in line and line.endswith(f" torch=={version('torch')} torchvision=={version('torchvision')}")

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_scheduler', 'subset', 'NoiseSchedule', 'noise_schedule', 'per_image', 'predict_x0', 'posterior_mean',
-           'gaussian_log_prob', 'trajectory_kl_weight', 'guided_prediction', 'adapters_off', 'GuidedPolicy']
+           'gaussian_log_prob', 'trajectory_kl_weight', 'computing_in', 'guided_prediction', 'adapters_off',
+           'GuidedPolicy']
 
 # %% ../nbs/01_diffusion.ipynb #e52a1b6e
 import math
@@ -132,6 +133,17 @@ def trajectory_kl_weight(
     return kl_weight/(latent_dims*num_inference_steps)
 
 # %% ../nbs/01_diffusion.ipynb #27298cca
+@contextmanager
+def computing_in(
+    unet: nn.Module, # a diffusers model
+    dtype: torch.dtype | None, # None: that of its weights
+):
+    "Within the block the model computes in a dtype: under `torch.autocast` where its weights are held in another one."
+    weights = next(unet.parameters())
+    if dtype in (None, weights.dtype): yield
+    else:
+        with torch.autocast(weights.device.type, dtype): yield
+
 def guided_prediction(
     unet: nn.Module, # a diffusers `UNet2DConditionModel`
     latents: Tensor, # (M, C, H, W) fp32
@@ -139,10 +151,12 @@ def guided_prediction(
     prompt_embeds: Tensor, # (M, L, D)
     empty_embeds: Tensor, # (L, D) of the empty prompt
     guidance_scale: float, # w; 1 is no guidance and skips the unconditional half
-) -> Tensor: # (M, C, H, W) in the latents' dtype; only the UNet runs in the UNet's
+    dtype: torch.dtype | None = None, # the UNet computes in it; None: in that of its weights
+) -> Tensor: # (M, C, H, W) in the latents' dtype; only the UNet runs in another
     "The UNet's output under classifier-free guidance, from one call on 2M samples."
-    dtype = next(unet.parameters()).dtype
-    def call(x, t, embeds): return unet(x.to(dtype), t, embeds.to(dtype), return_dict=False)[0].to(latents.dtype)
+    held = next(unet.parameters()).dtype
+    def call(x, t, embeds):
+        with computing_in(unet, dtype): return unet(x.to(held), t, embeds.to(held), return_dict=False)[0].to(latents.dtype)
     if guidance_scale == 1: return call(latents, timesteps, prompt_embeds)
     embeds = torch.cat([empty_embeds.expand_as(prompt_embeds), prompt_embeds])
     unconditional, conditional = call(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), embeds).chunk(2)
@@ -168,12 +182,16 @@ class GuidedPolicy:
     schedule: NoiseSchedule # on the UNet's device
     guidance_scale: float # w, the same when sampling and when scoring; 1 is no guidance
     reference_unet: nn.Module | None = None # π_ref's network; None where it is `unet` without its adapter
+    dtype: torch.dtype | None = None # both compute in it, under `torch.autocast` where their weights are held in another; None: in that of their weights
 
     def __post_init__(self):
         if not self.guidance_scale >= 1: raise ValueError(f"guidance_scale must be at least 1, which is no guidance, not {self.guidance_scale}")
 
     @property
     def evaluations(self) -> int: return 1 if self.guidance_scale == 1 else 2 # UNet sample-evaluations an image and step
+
+    @property
+    def compute_dtype(self) -> torch.dtype: return self.dtype or next(self.unet.parameters()).dtype # of the UNet's activations
 
     def mean(
         self,
@@ -183,7 +201,7 @@ class GuidedPolicy:
         empty_embeds: Tensor, # (L, D)
     ) -> Tensor: # (M, C, H, W) fp32, μ
         "The mean of the next latents."
-        output = guided_prediction(self.unet, latents, self.schedule.timesteps[steps], prompt_embeds, empty_embeds, self.guidance_scale)
+        output = guided_prediction(self.unet, latents, self.schedule.timesteps[steps], prompt_embeds, empty_embeds, self.guidance_scale, self.dtype)
         return posterior_mean(self.schedule, output, latents, steps)
 
     def log_prob(self, latents: Tensor, next_latents: Tensor, steps: Tensor, prompt_embeds: Tensor, empty_embeds: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def load_checkpoint(
     folder = lookup("checkpoint", checkpoint, checkpoints(run))
     config = Config.load(Path(run)/"config.yaml")
     device = usable_device(device or config.device or make_accelerator(config).device)
-    return config, load_finetuned(folder, config.model, getattr(torch, config.dtype), device)
+    return config, load_finetuned(folder, config.model, config.weights_dtype, device)
 
 # %% ../nbs/10_evaluation.ipynb #dcf7c991
 class Diversity(Reward):

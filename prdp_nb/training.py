@@ -13,9 +13,9 @@ __all__ = ['OBJECTIVES', 'UNCLIPPED', 'SINGLE_IMAGE', 'BOUNDS', 'PAPER', 'SMALL'
            'new_folder', 'run_lock', 'checksum', 'seal', 'damage', 'discard', 'write_folder', 'epoch_of',
            'saved_checkpoints', 'newest_intact', 'trained_weights', 'load_trained', 'random_states',
            'set_random_states', 'save_evaluation', 'load_evaluation', 'resumed_config', 'make_accelerator',
-           'usable_device', 'probe', 'Setup', 'located', 'Saving', 'Trainer', 'unet_evaluations', 'expected_seconds',
-           'config_parser', 'read_flags', 'read_config', 'make_trainer', 'run_command', 'train_command', 'load_run',
-           'sample_command']
+           'usable_device', 'probe', 'make_optimizer', 'follow_weights', 'Setup', 'located', 'Saving', 'Trainer',
+           'unet_evaluations', 'expected_seconds', 'config_parser', 'read_flags', 'read_config', 'make_trainer',
+           'run_command', 'train_command', 'load_run', 'sample_command']
 
 # %% ../nbs/09_training.ipynb #b5c1f361
 import argparse, csv, hashlib, json, math, operator, os, random, shutil, sys, time, warnings
@@ -32,7 +32,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from .baselines import DDPO, DPOK, ddpo_batch_loss, dpo_loss, grpo_loss, pure_objective
 from .diffusion import GuidedPolicy
-from .models import LORA_FILE, decode_latents, encode_prompts, generate, latent_shape, load_finetuned, load_pipeline, make_policy, save_finetuned, trainable_parameters, warn_truncated
+from .models import LORA_FILE, LORA_TARGETS, decode_latents, encode_prompts, generate, latent_shape, load_finetuned, load_pipeline, make_policy, save_finetuned, spare_gpu, trainable_parameters, warn_truncated
 from .objectives import clip_fraction, coefficients, prdp_loss, rdp_loss
 from .prompts import draw_prompts, load_prompts
 from .rewards import Reward, RewardError, WeightedSum, as_reward, check_scores, compute_rewards, lookup, parse_reward
@@ -54,7 +54,7 @@ SINGLE_IMAGE = ("ddpo", "ddpo_batch", "dpok") # objectives that compare no pictu
 def option(
     default, # the value where none is given
     help: str, # one line for readers and for `--help`
-    **rule, # any of `above`, `at_least`, `at_most` (a bound), `one_of` (names), `because` (the reason)
+    **rule, # any of `above`, `at_least`, `at_most`, `below` (a bound), `one_of` (names), `because` (the reason)
 ):
     "A field of the configuration: its default, its meaning and its limits."
     return field(default=default, metadata=dict(help=help, rule=rule))
@@ -83,7 +83,7 @@ def cast_bool(name: str, value) -> bool:
     return known[str(value).lower()]
 
 # %% ../nbs/09_training.ipynb #79ea7c67
-BOUNDS = dict(above=operator.gt, at_least=operator.ge, at_most=operator.le)
+BOUNDS = dict(above=operator.gt, at_least=operator.ge, at_most=operator.le, below=operator.lt)
 
 def check(
     name: str, # of the field
@@ -129,11 +129,14 @@ class UpdateOptions:
     updates_per_epoch: int = option(1, "K: optimizer updates on the pictures of one epoch", at_least=1)
     kl_weight: float = option(2.0, "beta: a reward difference r asks for a log-ratio difference r/beta (mean over steps and latent dimensions); for prdp, rdp, dpo and dpok", above=0)
     clip_range: float = option(1e-4, "epsilon: how far the log-ratio of a step may move within an epoch, in mean log-density; inf: no clipping", above=0)
+    optimizer: str = option("adamw", "AdamW, or the one of bitsandbytes, which keeps its moments in 8 bits", one_of=("adamw", "adamw_8bit"))
     learning_rate: float = option(3e-4, "of AdamW", above=0)
     weight_decay: float = option(1e-4, "of AdamW", at_least=0)
     max_grad_norm: float = option(1.0, "the gradient is scaled down to this norm where it is longer", above=0)
     adapter: str = option("lora", "what is trained: adapters of the attention projections, or the whole UNet with a frozen copy as reference", one_of=("lora", "full"))
     lora_rank: int = option(8, "rank of the LoRA matrices", at_least=1)
+    lora_targets: tuple[str, ...] = option(LORA_TARGETS, "layers of the UNet that get an adapter, by the end of their names")
+    ema_decay: float = option(0.0, "decay of a moving average of the trained weights, over updates, which becomes the finetuned model; 0: none", at_least=0, below=1)
 
 # %% ../nbs/09_training.ipynb #4d852199
 @dataclass
@@ -142,7 +145,8 @@ class CostOptions:
     cell_fraction: float = option(1.0, "share of the (picture, step) cells that enter the backward pass; the gradient stays unbiased", above=0, at_most=1)
     chunk_size: int = option(32, "cells in one backward pass: this sets the memory", at_least=1)
     batch_size: int = option(64, "pictures sampled, scored and decoded at once", at_least=1)
-    dtype: str = option("float32", "of the frozen weights (full: float32 only); latents, log-probabilities and what is trained are always float32", one_of=("float32", "bfloat16"))
+    dtype: str = option("float32", "what the UNet computes in, and the frozen weights beside an adapter are held in; latents, log-probabilities and what is trained are always float32", one_of=("float32", "bfloat16", "float16"))
+    gradient_checkpointing: bool = option(False, "compute the UNet's blocks again in the backward pass instead of keeping what they computed: less memory, more time")
     device: str | None = option(None, "cpu, cuda, cuda:1, mps; the best there is where not given")
 
 # %% ../nbs/09_training.ipynb #d5a017cf
@@ -165,13 +169,14 @@ class ConfigFields(ReportOptions, CostOptions, UpdateOptions, EpochOptions, Task
         for f in fields(self):
             setattr(self, f.name, cast(f.name, getattr(self, f.name), hints[f.name]))
             check(f.name, getattr(self, f.name), f.metadata["rule"])
-        if self.adapter == "full" and self.dtype != "float32":
-            raise ValueError("adapter 'full' needs dtype 'float32', not 'bfloat16': steps of a small learning rate would be rounded away")
         if self.images_per_prompt < 2 and self.objective not in SINGLE_IMAGE:
             raise ValueError(f"images_per_prompt must be at least 2, not {self.images_per_prompt}: objective {self.objective!r} compares pictures of one prompt; one is enough for {', '.join(SINGLE_IMAGE)}")
 
     @property
     def clips(self) -> bool: return self.objective not in UNCLIPPED and self.clip_range < math.inf # has the clip range a say?
+
+    @property
+    def weights_dtype(self) -> torch.dtype: return torch.float32 if self.adapter == "full" else getattr(torch, self.dtype) # of the model in memory: small steps of weights in half precision would be rounded away
 
     @property
     def method(self) -> str: # what tables call it, e.g. prdp, ddpo_unclipped, rdp_offline
@@ -188,9 +193,13 @@ PRESETS = dict( # name -> fields that differ from the defaults
     emoji_small=EMOJI | dict(epochs=20),
     emoji_large=EMOJI_LARGE | dict(epochs=60, save_every=20),
     emoji_large_gpu=EMOJI_LARGE | dict(epochs=1000, prompts_per_epoch=64, learning_rate=1e-3, batch_size=512, chunk_size=512, save_every=50),
-    paper_small=SMALL | dict(prompts="animals", reward="hpsv2", kl_weight=3e-5),
-    paper_large=LARGE | dict(prompts="hpdv2_train", reward="hpsv2", kl_weight=3e-6, learning_rate=7e-6),
-    paper_multi=LARGE | dict(prompts="pickapic_train", reward="10*pickscore + 2*hpsv2 + 0.05*aesthetic", kl_weight=3e-5, learning_rate=1e-5),
+    colab_t4_small=PAPER | dict(adapter="lora", dtype="float16", gradient_checkpointing=True, chunk_size=2, batch_size=4, cell_fraction=0.5, num_inference_steps=20,
+        prompts="animals", reward="pickscore", kl_weight=3e-5, clip_range=1e-4, learning_rate=3e-4, epochs=40, prompts_per_epoch=4, images_per_prompt=4, eval_images_per_prompt=2, save_every=5),
+    paper_small_hpsv2=SMALL | dict(prompts="animals", reward="hpsv2", kl_weight=3e-5),
+    paper_small_pickscore=SMALL | dict(prompts="animals", reward="pickscore", kl_weight=3e-5),
+    paper_large_hpsv2=LARGE | dict(prompts="hpdv2_train", reward="hpsv2", kl_weight=3e-6, learning_rate=7e-6),
+    paper_large_pickscore=LARGE | dict(prompts="hpdv2_train", reward="pickscore", kl_weight=3e-6, learning_rate=7e-6),
+    paper_large_multi=LARGE | dict(prompts="pickapic_train", reward="10*pickscore + 2*hpsv2 + 0.05*aesthetic", kl_weight=3e-5, learning_rate=1e-5),
     paper_kl_aesthetic=SMALL | dict(prompts="animal_names", reward="aesthetic", epochs=250, kl_weight=1.0))
 
 # %% ../nbs/09_training.ipynb #df417c11
@@ -770,7 +779,7 @@ def load_evaluation(
     except (OSError, safetensors.SafetensorError): return None
 
 # %% ../nbs/09_training.ipynb #ecf86d7e
-FIXED = ("model", "reward", "objective", "adapter", "lora_rank") # what a run that goes on cannot change
+FIXED = ("model", "reward", "objective", "adapter", "lora_rank", "lora_targets", "optimizer", "ema_decay") # what a run that goes on cannot change
 
 def resumed_config(
     run: str | Path, # a run folder
@@ -817,9 +826,32 @@ def probe(
     noise = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
     compute_rewards(scorer, [Image.fromarray(x) for x in noise], [prompt]*2)
 
+# %% ../nbs/09_training.ipynb #865940c7
+def make_optimizer(
+    config: Config, # optimizer, learning_rate, weight_decay
+    parameters: list[torch.nn.Parameter],
+) -> torch.optim.Optimizer:
+    "AdamW, or bitsandbytes' with its moments in 8 bits. Raises `ImportError` where that is not installed."
+    kind = torch.optim.AdamW
+    if config.optimizer == "adamw_8bit":
+        try: from bitsandbytes.optim import AdamW8bit as kind
+        except ImportError as error: raise ImportError(f"optimizer 'adamw_8bit' needs bitsandbytes ({error}): pip install bitsandbytes, or choose 'adamw'") from error
+    return kind(parameters, config.learning_rate, weight_decay=config.weight_decay)
+
+def follow_weights(
+    optimizer: torch.optim.Optimizer,
+    parameters: list[torch.nn.Parameter], # which it trains
+    decay: float, # of the average, in the long run
+): # a `diffusers.training_utils.EMAModel`
+    "A moving average of the weights, which every step of the optimizer moves on."
+    from diffusers.training_utils import EMAModel
+    average = EMAModel(parameters, decay=decay)
+    optimizer.register_step_post_hook(lambda *_: average.step(parameters))
+    return average
+
 # %% ../nbs/09_training.ipynb #dd43b8f3
 class Setup:
-    "What a run needs, loaded and checked. Raises `ValueError`, `OSError` or `RewardError` for what is wrong, before anything is written."
+    "What a run needs, loaded and checked. Raises `ValueError`, `OSError`, `ImportError` or `RewardError` for what is wrong, before anything is written."
     def __init__(self, config: Config, reward=None, resume: bool = False):
         self.reward = as_reward(config.reward if reward is None else reward)
         self.config = c = replace(config) if reward is None else replace(config, reward=str(self.reward))
@@ -830,9 +862,10 @@ class Setup:
         draw_prompts(self.prompts, c.prompts_per_epoch, c.seed, 0)
         self.eval_prompts = load_prompts(c.eval_prompts, c.prompt_column) if c.eval_prompts else spread(self.prompts, 100)
         self.accelerator = make_accelerator(c)
-        self.pipe = load_pipeline(c.model, getattr(torch, c.dtype), usable_device(c.device or self.accelerator.device))
-        self.policy = make_policy(self.pipe, c.num_inference_steps, c.guidance_scale, c.adapter, c.lora_rank, c.seed)
-        optimizer = torch.optim.AdamW(trainable_parameters(self.policy), c.learning_rate, weight_decay=c.weight_decay)
+        self.pipe = spare_gpu(load_pipeline(c.model, c.weights_dtype, usable_device(c.device or self.accelerator.device)))
+        self.policy = make_policy(self.pipe, c.num_inference_steps, c.guidance_scale, c.adapter, c.lora_rank, c.seed, c.lora_targets, getattr(torch, c.dtype), c.gradient_checkpointing)
+        optimizer = make_optimizer(c, trainable_parameters(self.policy))
+        self.average = follow_weights(optimizer, trainable_parameters(self.policy), c.ema_decay) if c.ema_decay else None
         self.optimizer, self.empty_embeds = self.accelerator.prepare(optimizer), encode_prompts(self.pipe, [""])[0]
         warn_truncated(self.pipe, list(dict.fromkeys(spread(self.prompts, 10_000) + self.eval_prompts)))
 
@@ -841,10 +874,9 @@ class Setup:
 def located(
     where: str, # in the run
 ):
-    "Errors of the numbers and of the reward within the block begin with where they happened."
+    "Errors of the numbers, of the memory and of the reward within the block begin with where they happened."
     try: yield
-    except FloatingPointError as error: raise FloatingPointError(f"{where}: {error}") from error
-    except RewardError as error: raise RewardError(f"{where}: {error}") from error
+    except (FloatingPointError, MemoryError, RewardError) as error: raise type(error)(f"{where}: {error}") from error
 
 # %% ../nbs/09_training.ipynb #65dbd3f0
 class Saving(Setup):
@@ -854,10 +886,21 @@ class Saving(Setup):
         if not all(p.isfinite().all() for p in trainable_parameters(self.policy)): raise FloatingPointError("the weights are not finite, and were not saved: lower learning_rate")
         write_folder(self.folder, name, lambda folder: (save_finetuned(self.pipe, self.policy, folder), more(folder)))
 
+    @contextmanager
+    def averaged(self):
+        "Within the block the model has the moving average of its weights, where there is one: it is what becomes of the run."
+        weights = trainable_parameters(self.policy)
+        if self.average:
+            self.average.store(weights)
+            self.average.copy_to(weights)
+        try: yield
+        finally:
+            if self.average: self.average.restore(weights)
+
     def save_checkpoint(self):
         "All that the rest of the run depends on. Raises as `save_model`."
         memory = self.objective.state_dict() if hasattr(self.objective, "state_dict") else {}
-        state = dict(epoch=self.epochs_done, optimizer=self.optimizer.state_dict(), objective=memory, random=random_states())
+        state = dict(epoch=self.epochs_done, optimizer=self.optimizer.state_dict(), objective=memory, random=random_states(), average=self.average and self.average.state_dict())
         def add(folder):
             torch.save(state, folder/"training_state.pt")
             shutil.copy(self.folder/"metrics.csv", folder)
@@ -874,6 +917,9 @@ class Saving(Setup):
         load_trained(self.pipe, self.policy, self.checkpoint)
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups: group.update(lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
+        if self.average:
+            self.average.load_state_dict(state["average"])
+            self.average.to(self.pipe.unet.device)
         if hasattr(self.objective, "load_state_dict"): self.objective.load_state_dict(state["objective"])
         set_random_states(state["random"])
         write_file(self.folder/"metrics.csv", (self.checkpoint/"metrics.csv").read_bytes())
@@ -977,7 +1023,7 @@ class Trainer(Saving):
         rollout = self.sample(prompts, epoch)
         pictures = decode_latents(self.pipe, rollout.latents[:, :, -1].flatten(0, 1), c.batch_size)
         rewards, terms, kept = score_epoch(self.reward, pictures, prompts, c)
-        rollout, rewards, self.learning = keep_prompts(rollout, kept), rewards.to(self.pipe.device), True
+        rollout, rewards, self.learning = keep_prompts(rollout, kept), rewards.to(self.pipe.unet.device), True
         updates = update_policy(self.policy, self.optimizer, self.objective, rollout, rewards, c, epoch)
         warn_of_spike(updates["largest_grad_norm"], self.grad_norms, epoch + 1)
         row = epoch_row(epoch + 1, rollout, rewards, terms, updates, time.perf_counter() - started, c.online, self.reward_queries)
@@ -1001,8 +1047,9 @@ class Trainer(Saving):
 
     def finish(self):
         "Save the model, measure it against its base, and say where everything is."
-        self.save_model("final")
-        tuned = self.evaluate("after")
+        with self.averaged():
+            self.save_model("final")
+            tuned = self.evaluate("after")
         rows = compare(self.base, tuned, self.config, self.config.eval_prompts or self.config.prompts)
         append_rows(self.folder/"evaluation.csv", rows)
         self.draw(tuned)
@@ -1015,10 +1062,10 @@ class Trainer(Saving):
         print(f"{reason} after {self.epochs_done} of {self.config.epochs} epochs; to go on: prdp_train --resume {self.folder}")
         if self.base is None: return # nothing was learnt, and an earlier part of the run may have left its model
         try:
-            self.save_model("final")
+            with self.averaged(): self.save_model("final")
             print(f"the model as it was then is in {self.folder/'final'}, what was measured in {self.folder}")
             if self.epochs_done > self.epochs_saved and not self.learning and not isinstance(error, FloatingPointError): self.save_checkpoint()
-            self.draw(evaluate(self.pipe, self.eval_prompts[:8], {}, self.config, 1))
+            with self.averaged(): self.draw(evaluate(self.pipe, self.eval_prompts[:8], {}, self.config, 1))
         except Exception as problem: print(f"not everything of the run could be saved: {problem}")
 
 # %% ../nbs/09_training.ipynb #4a1c0e52
@@ -1096,7 +1143,7 @@ def run_command(
     "Run a command's work; errors that name what was wrong become one line instead of a traceback."
     try: work()
     except KeyboardInterrupt: return 130
-    except (ValueError, OSError, ImportError, RewardError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, RewardError, FloatingPointError, MemoryError) as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -1116,7 +1163,7 @@ def load_run(
     if not (Path(run)/"config.yaml").exists(): raise ValueError(f"{str(run)!r} is not a run folder: expected config.yaml and final/ in it")
     config = Config.load(Path(run)/"config.yaml")
     device = usable_device(config.device or make_accelerator(config).device)
-    return config, load_finetuned(Path(run)/"final", config.model, getattr(torch, config.dtype), device)
+    return config, load_finetuned(Path(run)/"final", config.model, config.weights_dtype, device)
 
 # %% ../nbs/09_training.ipynb #8ab17242
 def sample_command(

@@ -20,7 +20,7 @@ def test_every_import_is_declared(module):
     settings = configparser.ConfigParser(delimiters=["="])
     settings.read(ROOT/"settings.ini", encoding="utf-8")
     declared = {canonical(re.split(r"[<>=!~;\[]", requirement)[0]) for requirement in settings["DEFAULT"]["requirements"].split()}
-    allowed = declared | {"pyarrow", "tokenizers"} # the first only for .parquet files, by a clear error; the second comes with transformers
+    allowed = declared | {"pyarrow", "bitsandbytes", "tokenizers"} # the first only for .parquet files, the second for adamw_8bit, by a clear error; the third comes with transformers
     for name in imported(module) - sys.stdlib_module_names - {"prdp_nb"}:
         assert canonical(DISTRIBUTIONS.get(name, name)) in allowed, f"{module.name} imports {name}, which is not in settings.ini's requirements"
 

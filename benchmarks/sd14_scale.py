@@ -5,9 +5,9 @@
 
 The weights are random, so nothing is downloaded: a UNet of 860 M parameters, 64×64 latents of 4 channels, 77 embeddings of width 768, guidance on. A row each for LoRA and the full
 UNet and for every chunk size. Times are medians over steps; the ratio is that of an epoch of 50 steps (sampling, reference, backward, decoding, one optimizer step) to its bare
-UNet calls. Not run on a GPU yet: there is no benchmarks/sd14_scale.md until someone does.
+UNet calls. Memory is without a reward model's. Not run on a GPU yet: there is no benchmarks/sd14_scale.md until someone does.
 """
-import argparse, platform, statistics, sys, time
+import argparse, gc, platform, statistics, sys, time
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 from torch.utils.flop_counter import FlopCounterMode
 from prdp_nb.diffusion import computing_in
-from prdp_nb.models import decode_latents, latent_shape, make_policy, trainable_parameters
+from prdp_nb.models import decode_latents, latent_shape, make_policy, quiet_loading, trainable_parameters
 from prdp_nb.trajectories import backward_log_probs, sample_rollout, score
 
 STEPS, TOKENS = 50, 77
@@ -33,11 +33,11 @@ def make_unet(size: dict) -> UNet2DConditionModel: # on torch's default device
 
 def make_pipeline(size: dict, dtype: torch.dtype, device: str) -> SimpleNamespace: # as much of a pipeline as training touches; random weights
     torch.manual_seed(0)
-    with torch.device(device):
+    with torch.device(device), quiet_loading():
         vae = AutoencoderKL(latent_channels=4, down_block_types=["DownEncoderBlock2D"]*4, up_block_types=["UpDecoderBlock2D"]*4, scaling_factor=0.18215, **size["vae"])
-        unet = make_unet(size)
+        unet, vae = make_unet(size).to(dtype), vae.to(dtype)
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False, set_alpha_to_one=False)
-    return SimpleNamespace(unet=unet.to(dtype), vae=vae.to(dtype), text_encoder=torch.nn.Identity(), scheduler=scheduler, image_processor=VaeImageProcessor(vae_scale_factor=8))
+    return SimpleNamespace(unet=unet, vae=vae, text_encoder=torch.nn.Identity(), scheduler=scheduler, image_processor=VaeImageProcessor(vae_scale_factor=8))
 
 def count(size: dict) -> tuple[int, float]: # parameters of the UNet; 10^12 floating-point operations on one sample, from the shapes alone
     with torch.device("meta"):
@@ -70,7 +70,7 @@ class Epoch:
     def __init__(self, size: dict, adapter: str, options):
         self.options, self.device = options, options.device
         self.pipe = make_pipeline(size, torch.float32 if adapter == "full" else getattr(torch, options.dtype), options.device)
-        self.policy = make_policy(self.pipe, options.steps, 5.0, adapter, dtype=getattr(torch, options.dtype))
+        self.policy = make_policy(self.pipe, options.steps, 5.0, adapter, dtype=getattr(torch, options.dtype), gradient_checkpointing=options.gradient_checkpointing)
         self.optimizer = torch.optim.AdamW(trainable_parameters(self.policy), 1e-5)
         embeds = torch.randn(2, TOKENS, size["unet"]["cross_attention_dim"], device=self.device)
         self.asked = (["a prompt"], embeds[:1], embeds[1], torch.arange(options.pictures)[None], latent_shape(self.pipe))
@@ -132,6 +132,8 @@ def rows(size: dict, options):
                 yield common | dict(adapter=adapter, chunk=chunk, memory="out of memory")
                 epoch.optimizer.zero_grad()
             else: yield row | dict(adapter=adapter, chunk=chunk, ratio=ratio(row))
+        del epoch
+        gc.collect()
 
 def shown(name: str, value) -> str: # milliseconds for times
     if value is None or value != value: return "–"
@@ -142,7 +144,8 @@ def table(size: dict, options) -> str: # Markdown
     device = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s)"
     parameters, operations = count(size)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "peft"))
-    lines = [f"{device}, {date.today().isoformat()}, Python {platform.python_version()}, {versions}, {options.dtype}. A UNet of {parameters:,} parameters, "
+    checkpointing = ", gradient checkpointing" if options.gradient_checkpointing else ""
+    lines = [f"{device}, {date.today().isoformat()}, Python {platform.python_version()}, {versions}, {options.dtype}{checkpointing}. A UNet of {parameters:,} parameters, "
              f"{operations:.3g} TFLOP a sample; {options.pictures} pictures in batches of {options.batch}, guidance on.", "",
              "Times in ms: a picture and step, but decoding a picture, optimizer an update. Epoch / bare: of 50 steps and 512 pictures, one update.", "",
              f"| {' | '.join(COLUMNS.values())} |", "|---"*len(COLUMNS) + "|"]
@@ -163,6 +166,7 @@ def parse(arguments=None):
     parser.add_argument("--output", action="store_true", help="also write the table to benchmarks/sd14_scale.md")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"), help="the UNet computes in it")
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="compute blocks again in the backward pass instead of keeping what they computed")
     parser.add_argument("--chunks", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="cells in one backward pass")
     parser.add_argument("--pictures", type=int, default=16, help="pictures of the timed record")
     parser.add_argument("--steps", type=int, default=4, help="denoising steps of the timed record")
@@ -170,9 +174,11 @@ def parse(arguments=None):
     parser.add_argument("--repeats", type=int, default=3, help="the median of so many measurements")
     return parser.parse_args(arguments)
 
-if __name__ == "__main__":
-    options = parse()
+def main(arguments=None):
+    options = parse(arguments)
     if not options.tiny and options.device == "cpu": refuse_on_cpu()
     text = table(TINY if options.tiny else SD14, options)
     print(text)
     if options.output: Path(__file__).with_suffix(".md").write_text(f"# What an epoch costs at the size of Stable Diffusion v1.4\n\n{text}\n")
+
+if __name__ == "__main__": main()

@@ -1089,7 +1089,7 @@ def expected_seconds(
     started = time.perf_counter()
     call()
     forward, backward = unet_evaluations(config)
-    return (time.perf_counter() - started)/samples*(forward + 3*backward)
+    return (time.perf_counter() - started)/samples*(forward + (4 if config.gradient_checkpointing else 3)*backward)
 
 # %% ../nbs/09_training.ipynb #bf1df017
 def config_parser() -> argparse.ArgumentParser:

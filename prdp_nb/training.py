@@ -14,8 +14,8 @@ __all__ = ['OBJECTIVES', 'UNCLIPPED', 'SINGLE_IMAGE', 'BOUNDS', 'PAPER', 'SMALL'
            'saved_checkpoints', 'newest_intact', 'trained_weights', 'load_trained', 'random_states',
            'set_random_states', 'save_evaluation', 'load_evaluation', 'resumed_config', 'make_accelerator',
            'usable_device', 'probe', 'make_optimizer', 'follow_weights', 'Setup', 'located', 'Saving', 'Trainer',
-           'config_parser', 'read_flags', 'read_config', 'make_trainer', 'run_command', 'train_command', 'load_run',
-           'check_output', 'sample_command']
+           'unet_evaluations', 'expected_seconds', 'config_parser', 'read_flags', 'read_config', 'make_trainer',
+           'run_command', 'train_command', 'load_run', 'check_output', 'sample_command']
 
 # %% ../nbs/09_training.ipynb #b5c1f361
 import argparse, csv, hashlib, json, math, operator, os, random, shutil, sys, time, warnings
@@ -1074,6 +1074,29 @@ class Trainer(Saving):
             if self.epochs_done > self.epochs_saved and not self.learning and not isinstance(error, FloatingPointError): self.save_checkpoint()
             with self.averaged(): self.draw(evaluate(self.pipe, self.eval_prompts[:8], {}, self.config, 1))
         except Exception as problem: print(f"not everything of the run could be saved: {problem}")
+
+# %% ../nbs/09_training.ipynb #4a1c0e52
+def unet_evaluations(
+    config: Config,
+) -> tuple[int, int]: # without and with a backward pass
+    "The UNet's evaluations of a sample in an epoch after the first; those that clipping leaves out of the backward pass are counted."
+    cells = config.prompts_per_epoch*config.images_per_prompt*config.num_inference_steps*(1 if config.guidance_scale == 1 else 2)
+    return cells*(1 + config.updates_per_epoch), round(cells*config.updates_per_epoch*config.cell_fraction)
+
+@torch.no_grad()
+def expected_seconds(
+    pipe, # the `StableDiffusionPipeline` that is to be trained, on the device it will be trained on
+    config: Config,
+) -> float: # of an epoch's UNet evaluations: without rewards, pictures and files
+    "How long an epoch will take, from the time of one UNet call on a batch."
+    samples, dtype = config.batch_size*(1 if config.guidance_scale == 1 else 2), pipe.unet.dtype
+    given = [torch.randn(samples, *shape, device=pipe.unet.device, dtype=dtype) for shape in (latent_shape(pipe), (pipe.tokenizer.model_max_length, pipe.unet.config.cross_attention_dim))]
+    def call(): pipe.unet(given[0], 500, given[1], return_dict=False)[0].sum().item() # waits for the device
+    call()
+    started = time.perf_counter()
+    call()
+    forward, backward = unet_evaluations(config)
+    return (time.perf_counter() - started)/samples*(forward + (4 if config.gradient_checkpointing else 3)*backward)
 
 # %% ../nbs/09_training.ipynb #bf1df017
 def config_parser() -> argparse.ArgumentParser:

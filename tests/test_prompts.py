@@ -1,16 +1,15 @@
 "Prompt sets of the hub, from files in their true formats in a cache of the hub's layout, and what a set's size costs. Nothing asks the network."
-import io, json, os, random, subprocess, sys, threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import io, json, random, subprocess, sys
 from pathlib import Path
 import huggingface_hub, pytest
 from huggingface_hub import constants, errors
 import pyarrow as pa, pyarrow.parquet as pq
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from hub import COMMIT, HubOnThisMachine, hub_on_this_machine
 from prdp_nb.prompts import EVALUATION_SETS, HUB_SETS, PROMPT_SETS, draw_prompts, hub_prompts, load_prompts, seen_prompts
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMIT = "0123456789"*4
 HPDV2 = [dict(human_preference=[1, 0], prompt=f"prompt {i//3 % 700}", file_path=[f"{i:08}.jpg", f"{i + 1:08}.jpg"]) for i in range(4200)] # each prompt six times
 
 def error_of(function, *args, error=FileNotFoundError) -> str:
@@ -161,56 +160,27 @@ def parquet(captions) -> bytes:
     pq.write_table(pa.table(dict(jpg_0=[random.Random(i).randbytes(200_000) for i in range(len(captions))], caption=captions)), out, row_group_size=2)
     return out.getvalue()
 
-class HubOnThisMachine(BaseHTTPRequestHandler):
-    "As much of the hub as it takes to list a data set's files and to fetch parts of them."
-    protocol_version, files, bytes_sent = "HTTP/1.1", {}, 0
-    def log_message(self, *args): pass
-    def reply(self, content, status=200, **headers):
-        if not isinstance(content, bytes): content, headers["Content_Type"] = json.dumps(content).encode(), "application/json"
-        self.send_response(status)
-        for name, value in dict(headers, Content_Length=len(content)).items(): self.send_header(name.replace("_", "-"), str(value))
-        self.end_headers()
-        if self.command != "HEAD": HubOnThisMachine.bytes_sent += self.wfile.write(content)
-    def do_HEAD(self):
-        path, entry = self.path.split("?")[0], lambda name: dict(type="file", path=name, oid="a"*40, size=len(self.files[name]))
-        if "/a/b" not in path: return self.reply(b"", 404, X_Error_Code="RepoNotFound")
-        if "/tree/" in path: return self.reply([entry(name) for name in self.files if name.startswith("data/")] if path.endswith("/data") else [entry("train.json"), dict(type="directory", path="data", oid="b"*40)])
-        if "/resolve/" not in path: return self.reply(dict(id="a/b", sha=COMMIT, siblings=[]))
-        content, asked = self.files.get(path.split("/resolve/")[1].split("/", 1)[1]), self.headers.get("range")
-        if content is None: return self.reply(b"", 404, X_Error_Code="EntryNotFound")
-        about = dict(ETag=f'"{COMMIT}"', X_Repo_Commit=COMMIT, Accept_Ranges="bytes")
-        if not asked: return self.reply(content, **about)
-        first, last = map(int, asked.removeprefix("bytes=").split("-"))
-        self.reply(content[first:last + 1], 206, Content_Range=f"bytes {first}-{last}/{len(content)}", **about)
-    do_GET = do_HEAD
-
 @pytest.fixture
 def load_from_this_machine(tmp_path):
-    HubOnThisMachine.files = {"data/train-00000-of-00002-aa.parquet": parquet(["a fox", "a fox", "a duck"]*4), "data/train-00001-of-00002-bb.parquet": parquet(["a bee"]*12),
-                              "data/test-00000-of-00001-cc.parquet": parquet(["a pig"]), "train.json": json.dumps(HPDV2).encode()}
-    HubOnThisMachine.bytes_sent = 0
-    server = ThreadingHTTPServer(("127.0.0.1", 0), HubOnThisMachine)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and not key.lower().endswith("_proxy")}
-    environment |= dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path), HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1") # read when huggingface_hub is imported
+    files = {"data/train-00000-of-00002-aa.parquet": parquet(["a fox", "a fox", "a duck"]*4), "data/train-00001-of-00002-bb.parquet": parquet(["a bee"]*12),
+             "data/test-00000-of-00001-cc.parquet": parquet(["a pig"]), "train.json": json.dumps(HPDV2).encode()}
     code = "import json, sys\nfrom prdp_nb.prompts import load_prompts\ntry: print(json.dumps(load_prompts(*sys.argv[1:])))\nexcept FileNotFoundError as error: print(json.dumps(str(error)))"
-    def load(*args):
-        done = subprocess.run([sys.executable, "-X", "faulthandler", "-c", code, *args], cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-4000:]
-        return json.loads(done.stdout)
-    yield load
-    server.shutdown()
+    with hub_on_this_machine({"a/b": files}, tmp_path) as environment:
+        def load(*args):
+            done = subprocess.run([sys.executable, "-X", "faulthandler", "-c", code, *args], cwd=ROOT, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[-4000:]
+            return json.loads(done.stdout)
+        yield load
 
 def test_columns_are_fetched_from_files_on_the_hub(load_from_this_machine):
     assert load_from_this_machine("hf://datasets/a/b/data/train-*.parquet", "caption") == ["a fox", "a duck", "a bee"]
-    assert sum(map(len, HubOnThisMachine.files.values())) > 5_000_000 and HubOnThisMachine.bytes_sent < 200_000
+    assert sum(map(len, HubOnThisMachine.repositories["a/b"].values())) > 5_000_000 and HubOnThisMachine.bytes_sent < 200_000
 
 def test_a_file_is_downloaded_once(load_from_this_machine):
     assert len(load_from_this_machine("hf://datasets/a/b/train.json")) == 700
     sent = HubOnThisMachine.bytes_sent
     assert len(load_from_this_machine("hf://datasets/a/b/train.json")) == 700
-    assert HubOnThisMachine.bytes_sent - sent < len(HubOnThisMachine.files["train.json"])/10
+    assert HubOnThisMachine.bytes_sent - sent < len(HubOnThisMachine.repositories["a/b"]["train.json"])/10
 
 @pytest.mark.parametrize("address", ["hf://datasets/no/body/train.json", "hf://datasets/no/body/data/train-*.parquet", "hf://datasets/a/b/none.json"])
 def test_what_is_not_on_the_hub(load_from_this_machine, address):

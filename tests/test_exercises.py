@@ -9,12 +9,12 @@ import pytest
 NBS = Path(__file__).resolve().parents[1]/"nbs"
 
 class Exercise:
-    "A notebook, whose cells run in one namespace, with any answer in place of the reader's."
+    "A notebook whose cells run in one namespace, with any answer in place of the reader's."
     def __init__(self, name: str, function: str):
         cells = json.loads((NBS/name).read_text(encoding="utf-8"))["cells"]
         self.cells = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
-        code = [source for kind, source in self.cells if kind == "code"]
-        check = next(i for i, source in enumerate(code) if f"({function})\n" in source + "\n" and "right = check_" in source)
+        code = [source for kind, source in self.cells if kind == "code" and not source.startswith("#| hide")]
+        check = next(i for i, source in enumerate(code) if re.search(rf"^right = check_\w+\({function}\)$", source, re.M))
         self.function, self.before, self.empty, self.check, self.after = function, code[:check - 1], code[check - 1], code[check], code[check + 1:]
         self.names = {}
         self.run(*self.before)

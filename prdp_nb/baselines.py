@@ -70,7 +70,7 @@ class PromptStatistics:
 
     def knows(self, prompt: str) -> bool: return len(self.latest.get(prompt, ())) == self.size # is its own past long enough?
     def state_dict(self) -> dict[str, list[float]]: return {prompt: list(latest) for prompt, latest in self.latest.items()} # for a checkpoint
-    def load_state_dict(self, state: dict[str, list[float]]): self.latest = {prompt: deque(latest, self.size) for prompt, latest in state.items()}
+    def load_state_dict(self, state: dict[str, list[float]]): self.latest = {prompt: deque(latest, self.size) for prompt, latest in state.items()} # from a checkpoint
 
 # %% ../nbs/04_baselines.ipynb #32cb813d
 class DDPO:
@@ -91,7 +91,7 @@ class DDPO:
         return partial(ppo_loss, log_probs_old=rollout.log_probs, advantages=advantages, clip_range=self.clip_range)
 
     def state_dict(self) -> dict: return self.statistics.state_dict() # for a checkpoint
-    def load_state_dict(self, state: dict): self.statistics.load_state_dict(state)
+    def load_state_dict(self, state: dict): self.statistics.load_state_dict(state) # from a checkpoint
 
 # %% ../nbs/04_baselines.ipynb #ec84f9e5
 def grpo_loss(
@@ -170,7 +170,7 @@ class DPOK:
         seed: int = 0, # of the value function's initial weights
     ): self.clip_range, self.kl_weight, self.steps, self.learning_rate, self.seed, self.value = clip_range, kl_weight, steps, learning_rate, seed, None
 
-    def start(self, features: int, mean: float = 0.0, std: float = 1.0):
+    def start(self, features: int, mean: float = 0.0, std: float = 1.0): # as of `ValueFunction`
         "A new value function."
         self.value = ValueFunction(features, mean, std, seed=self.seed)
         self.optimizer = torch.optim.Adam(self.value.parameters(), self.learning_rate)
@@ -187,7 +187,7 @@ class DPOK:
         self.fit(embeds, means)
         return partial(dpok_loss, log_probs_old=rollout.log_probs, log_probs_ref=rollout.log_probs_ref, advantages=advantages, clip_range=self.clip_range, kl_weight=self.kl_weight)
 
-    def fit(self, embeds: Tensor, means: Tensor):
+    def fit(self, embeds: Tensor, means: Tensor): # (N, D) of the prompts, (N,) their mean rewards
         "Some steps towards the mean reward of each prompt, by squared error."
         for _ in range(self.steps):
             with torch.enable_grad(): loss = ((self.value(embeds) - means)/self.value.std).square().mean()
@@ -198,7 +198,7 @@ class DPOK:
     def state_dict(self) -> dict: # for a checkpoint; empty before the first epoch
         return {} if self.value is None else copy.deepcopy(dict(value=self.value.state_dict(), optimizer=self.optimizer.state_dict()))
 
-    def load_state_dict(self, state: dict):
+    def load_state_dict(self, state: dict): # from a checkpoint
         if not state: return
         self.start(len(state["value"]["layers.0.weight"]))
         self.value.load_state_dict(state["value"])

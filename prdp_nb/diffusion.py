@@ -61,7 +61,7 @@ class NoiseSchedule:
     @property
     def num_inference_steps(self) -> int: return len(self.timesteps) # T
 
-    def to(self, device: str | torch.device) -> "NoiseSchedule":
+    def to(self, device: str | torch.device) -> "NoiseSchedule": # such as "cuda"
         "The same schedule with its tables on another device."
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "prediction_type"})
 
@@ -204,7 +204,7 @@ class GuidedPolicy:
         output = guided_prediction(self.unet, latents, self.schedule.timesteps[steps], prompt_embeds, empty_embeds, self.guidance_scale, self.dtype)
         return posterior_mean(self.schedule, output, latents, steps)
 
-    def log_prob(self, latents: Tensor, next_latents: Tensor, steps: Tensor, prompt_embeds: Tensor, empty_embeds: Tensor) -> Tensor:
+    def log_prob(self, latents: Tensor, next_latents: Tensor, steps: Tensor, prompt_embeds: Tensor, empty_embeds: Tensor) -> Tensor: # shapes as in `mean`
         "(M,) log-density in nats per latent dimension of the step from `latents` to `next_latents`; the rest as in `mean`."
         return gaussian_log_prob(next_latents, self.mean(latents, steps, prompt_embeds, empty_embeds), self.schedule.std[steps])
 

@@ -77,7 +77,7 @@ def stable_hash(
 @lru_cache(maxsize=None)
 def held_out_pairs(
     number: int = 80, # of the 990 unordered pairs
-) -> frozenset[frozenset[str]]:
+) -> frozenset[frozenset[str]]: # each of two animals
     "The pairs of animals that never occur together in training, neither in pretraining nor in reward finetuning."
     pairs = {frozenset(p) for p in permutations(ANIMALS, 2)}
     return frozenset(sorted(pairs, key=lambda p: stable_hash(" ".join(sorted(p))))[:number])
@@ -176,7 +176,7 @@ def make_scorer(
 
 # %% ../nbs/07_emoji.ipynb #5ad268d5
 def load_weights(
-    module: torch.nn.Module,
+    module: torch.nn.Module, # with the weights' names and shapes
     name: str, # file in `ASSETS`, without its ending
 ) -> torch.nn.Module: # the module in evaluation mode, float32
     "Fill a module with weights of the embedded world."

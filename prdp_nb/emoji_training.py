@@ -28,7 +28,7 @@ FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 # %% ../nbs/90_emoji_world.ipynb #5f11d471
 def draw_sprite(
     emoji: str, # one character
-    font: Path = FONT,
+    font: Path = FONT, # a colour font with glyphs of 109 pixels
     size: int = 96, # pixels, both ways
 ) -> Image.Image: # RGBA, the glyph centred
     "One glyph, cut to its bounding box and fitted into a square."
@@ -488,7 +488,7 @@ def scorer_loss(
 
 # %% ../nbs/90_emoji_world.ipynb #f73f9bb5
 def save_weights(
-    model: torch.nn.Module,
+    model: torch.nn.Module, # of any kind
     path: Path, # the safetensors file to write
 ):
     "The weights of one model in one file."
@@ -517,7 +517,7 @@ def train_scorer(
 # %% ../nbs/90_emoji_world.ipynb #6cf0f07d
 def facts_of(
     scene: Scene,
-    sharp: bool,
+    sharp: bool, # is the picture neither blurred nor faded?
 ) -> list[int]: # class of left, right, background, style, sharp; -1 where there is none to know
     "The judge's targets: a single animal counts as left, with nobody on the right (the last class)."
     left, right = (*scene.animals, None)[:2]
@@ -527,7 +527,7 @@ def facts_of(
 
 def judge_example(
     rng: np.random.Generator,
-    pool: list[tuple[Scene, Image.Image]] = (),
+    pool: list[tuple[Scene, Image.Image]] = (), # decoded pictures, used for a third of the examples
 ) -> tuple[Image.Image, list[int]]: # picture, facts
     "One training example of the judge."
     if rng.random() < 0.06: return Image.fromarray(texture(rng).astype(np.uint8)), [len(ANIMALS), len(ANIMALS), -1, -1, -1]
@@ -630,7 +630,7 @@ def decoded_pool(
     folder: Path, # holds `vae` and `latents.safetensors`
     size: int, # pictures
     seed: int = 7, # of the scenes
-) -> list[tuple[Scene, Image.Image]]:
+) -> list[tuple[Scene, Image.Image]]: # each a scene and a picture of it
     "Scenes and clean pictures of them as the decoder shows them."
     from diffusers import AutoencoderKL
     from safetensors.torch import load_file

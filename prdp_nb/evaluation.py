@@ -78,7 +78,7 @@ def load_scorer(
 # %% ../nbs/10_evaluation.ipynb #52fa2f77
 def listed(
     given, # one thing or several
-) -> list:
+) -> list: # of that one, or of the several
     "One name, path or function as a list of one."
     return list(given) if isinstance(given, (list, tuple)) else [given]
 
@@ -185,7 +185,7 @@ def summarise(
 def as_markdown(
     frame: pd.DataFrame, # a summary
     digits: int = 4, # after the point
-) -> str:
+) -> str: # Markdown
     "A table for a page or a README."
     cells = [[f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell) for cell in row] for row in frame.itertuples(index=False)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [list(map(str, frame.columns)), ["---"]*frame.shape[1], *cells])
@@ -392,7 +392,7 @@ def train_runs(
 # %% ../nbs/10_evaluation.ipynb #a9ec4e79
 def add_rows(
     path: Path, # a CSV file, made where it is missing
-    rows: pd.DataFrame,
+    rows: pd.DataFrame, # with the columns of the file
     keys: list[str], # columns that tell rows apart: a row replaces the one that agrees with it in these
 ):
     "Add rows to a table on disk; six digits of each number are kept."

@@ -73,7 +73,7 @@ def from_folder_or_hub(
 def load_pipeline(
     name_or_path: str = "emoji", # an entry of `MODELS`, a folder, or `owner/name` on the hub
     dtype: torch.dtype = torch.float32, # of the weights in memory
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "cpu", # where it runs
 ): # a stock `StableDiffusionPipeline` with the DDIM sampler, no safety checker, no progress bar
     "A text-to-image model, ready to be sampled and finetuned. Raises `ValueError` for a name that is none of the three."
     name = str(name_or_path)
@@ -86,7 +86,7 @@ def load_pipeline(
 # %% ../nbs/08_models.ipynb #3d60a922
 def warn_truncated(
     pipe, # a `StableDiffusionPipeline`
-    prompts: list[str],
+    prompts: list[str], # of any number
 ) -> int: # how many prompts are too long
     "Count the prompts that the text encoder cannot read to the end, and say so in one warning."
     limit = pipe.tokenizer.model_max_length
@@ -177,7 +177,7 @@ def make_policy(
     num_inference_steps: int, # T
     guidance_scale: float, # classifier-free guidance, both when sampling and when scoring
     adapter: str = "lora", # "lora" or "full"
-    lora_rank: int = 8,
+    lora_rank: int = 8, # of the adapter's two thin matrices
     seed: int = 0, # of the adapter's initial weights
     lora_targets: tuple[str, ...] = LORA_TARGETS, # layers that get an adapter
     dtype: torch.dtype | None = None, # the UNet computes in it; None: in that of its weights
@@ -209,7 +209,7 @@ def generate(
     prompts: list[str], # M prompts
     seeds: list[int], # M seeds, one a picture
     num_inference_steps: int, # T
-    guidance_scale: float,
+    guidance_scale: float, # w of classifier-free guidance; 1 is none
     batch_size: int = 32, # pictures sampled at once
     progress=None, # called with the number of new pictures after each batch
     warn: bool = True, # about truncated prompts; False where they were counted before
@@ -249,7 +249,7 @@ def load_finetuned(
     folder: str | Path, # written by `save_finetuned`
     base: str = "emoji", # the model that was finetuned, as in `load_pipeline`; needed for a LoRA only
     dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "cpu", # where it runs
 ): # a stock `StableDiffusionPipeline`
     "The finetuned model. Raises `ValueError` where the folder holds neither a LoRA nor a pipeline, or a LoRA that is torn or of another model."
     if (Path(folder)/"model_index.json").exists(): return load_pipeline(folder, dtype, device)

@@ -256,7 +256,7 @@ def local_files(
     reward: Reward, # for the message
     names: tuple[str, ...], # of the files
     path, # of the folder that holds them; of the file itself where it is one
-) -> list[Path]:
+) -> list[Path]: # in the order of `names`
     "Files that a user has put somewhere. Raises `RewardError` that names the missing one."
     path = Path(path).expanduser().absolute()
     paths = [path] if path.is_file() and len(names) == 1 else [path/name for name in names]
@@ -345,8 +345,8 @@ def load_once(
 # %% ../nbs/05_rewards.ipynb #dc1e3e4d
 def open_clip_towers(
     paths: tuple[Path], # of the weights, one file
-    device: str,
-    dtype: torch.dtype,
+    device: str, # where the model runs
+    dtype: torch.dtype, # of its weights
     architecture: str, # open_clip's name
 ) -> Towers:
     "A CLIP model in the format of open_clip. Leaves torch's random numbers on the CPU as they are."
@@ -360,8 +360,8 @@ CLIP_FILES = ("config.json", "model.safetensors") # a model in the format of tra
 
 def transformers_towers(
     paths: tuple[Path, Path], # of the `CLIP_FILES`
-    device: str,
-    dtype: torch.dtype,
+    device: str, # where the model runs
+    dtype: torch.dtype, # of its weights
 ) -> Towers:
     "A CLIP model in the format of transformers. Leaves torch's random numbers on the CPU as they are."
     from transformers import CLIPConfig, CLIPModel
@@ -409,7 +409,7 @@ def embed_prompts(
 def count_truncated(
     reward: Reward, # for the message
     tokenizer, # as from `clip_tokenizer`
-    prompts: list[str],
+    prompts: list[str], # of any number, with repetitions
     warn: bool, # say it
 ) -> int: # how many distinct prompts are too long
     "Count the prompts that a sentence tower cannot read to the end."
@@ -432,9 +432,9 @@ class ClipReward(Reward):
         self.weights, self.dtype, self.batch_size, self.truncated = weights, dtype, batch_size, 0
         self.device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
-    def load(self, *arguments): return load_once(transformers_towers, *arguments)
+    def load(self, *arguments): return load_once(transformers_towers, *arguments) # the `Towers` of files, device and dtype
     @cached_property
-    def towers(self): return self.load(find_files(self, self.files, self.repository, self.weights), self.device, self.dtype)
+    def towers(self): return self.load(find_files(self, self.files, self.repository, self.weights), self.device, self.dtype) # the model
     def __call__(self, images, prompts):
         self.truncated += count_truncated(self, self.towers.tokenizer, prompts, warn=not self.truncated)
         return (embed_images(self.towers, images, self.pad, self.batch_size)*embed_prompts(self.towers, prompts, self.batch_size)).sum(-1).cpu()
@@ -496,7 +496,7 @@ class Aesthetic(ClipReward):
         self.head_path = head
 
     @cached_property
-    def head(self):
+    def head(self): # an `AestheticHead`
         path, = find_files(self, (self.head_file,), self.head_repository, self.head_path, "head")
         with torch.random.fork_rng(devices=[]): head = AestheticHead(self.towers.model.config.projection_dim)
         return load_weights(head, path).to(self.device)
@@ -513,7 +513,7 @@ class ImageReward(Reward):
         self.weights, self.device = str(weights), str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     @cached_property
-    def model(self):
+    def model(self): # that package's own
         try: return importlib.import_module("ImageReward").load(self.weights, device=self.device)
         except Exception as error:
             raise RewardError(f"reward {self} cannot load the package image-reward ({brief(error)}): its release 1.5 cannot be imported beside transformers 5 and pins timm 0.6.13; "

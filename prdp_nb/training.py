@@ -79,7 +79,7 @@ def cast(
         raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
     return result
 
-def cast_bool(name: str, value) -> bool:
+def cast_bool(name: str, value) -> bool: # the field's name, for the error; what it was given
     "Read true or false; the text 'false' is false. Raises `ValueError` for anything else."
     known = dict(true=True, false=False)
     if str(value).lower() not in known: raise ValueError(f"{name} must be true or false, not {value!r}")
@@ -216,8 +216,8 @@ def flush(
     finally: os.close(handle)
 
 def write_file(
-    path: str | Path,
-    content: bytes,
+    path: str | Path, # of the file
+    content: bytes, # all of it
 ):
     "Write or replace a file in one step."
     part = Path(path).with_name(f".{Path(path).name}.part")
@@ -263,7 +263,7 @@ def derive_seed(
 
 def image_seeds(
     seed: int, # of the run
-    epoch: int,
+    epoch: int, # counted from 0
     prompts: int, # N
     images: int, # B
 ) -> Tensor: # (N, B) int64
@@ -274,7 +274,7 @@ def image_seeds(
 def gradient_step(
     policy: GuidedPolicy, # π_θ, with its gradient in `.grad`
     optimizer: torch.optim.Optimizer,
-    max_grad_norm: float,
+    max_grad_norm: float, # a longer gradient is scaled down to this norm
 ) -> float: # norm of the gradient before it was clipped
     "Clip the gradient and take one AdamW step. Raises `FloatingPointError`, before the weights change, where the gradient is not finite."
     norm = torch.nn.utils.clip_grad_norm_(trainable_parameters(policy), max_grad_norm).item()
@@ -299,7 +299,7 @@ def bad_gradient(
     policy: GuidedPolicy, # its `.grad` is emptied
     rollout: Rollout,
     weights: Tensor, # (N, B, T) of the backward pass, all finite
-    chunk_size: int,
+    chunk_size: int, # cells in one backward pass
 ) -> str: # a prompt and a step, in words
     "Where a gradient that is not finite comes from."
     for n, prompt in enumerate(rollout.prompts):
@@ -394,7 +394,7 @@ class Patient(Reward):
 
 def patient(
     reward: Reward, # one, or a weighted sum, of which each term is asked again by itself
-    retries: int,
+    retries: int, # how often at most
 ) -> Reward:
     "A reward with patience."
     return WeightedSum([(weight, Patient(term, retries)) for weight, term in reward.terms()]) if isinstance(reward, WeightedSum) else Patient(reward, retries)
@@ -446,10 +446,10 @@ def epoch_row(
     rewards: Tensor, # (N, B)
     terms: dict[str, float], # mean of each term of a weighted sum, from `score_terms`
     updates: dict[str, float], # from `update_policy`
-    seconds: float,
+    seconds: float, # that the epoch took
     online: bool = True, # as in `Config`
     queries: int = 0, # of the epochs before
-) -> dict[str, float]:
+) -> dict[str, float]: # column -> number
     "One row of `metrics.csv`, in the table's order."
     return dict(epoch=epoch, reward_queries=queries + rewards.numel(), reward_mean=rewards.mean().item(), reward_std=rewards.std().item(),
                 loss=updates["loss"], kl=trajectory_kl(rollout, online), clip_fraction=updates["clip_fraction"], grad_norm=updates["grad_norm"],
@@ -486,9 +486,9 @@ def check_noise_floor(
 
 # %% ../nbs/09_training.ipynb #c01e6f32
 def spread(
-    prompts: list[str],
+    prompts: list[str], # a set
     at_most: int, # prompts to keep
-) -> list[str]:
+) -> list[str]: # in the order of the set
     "Evenly spaced prompts of a set, all of them where there are few."
     return prompts[::math.ceil(len(prompts)/at_most)]
 
@@ -608,8 +608,8 @@ def contact_sheet(
 
 # %% ../nbs/09_training.ipynb #d5e196dd
 def new_folder(
-    path: str | Path,
-) -> Path:
+    path: str | Path, # of the folder
+) -> Path: # the same
     "A folder that is empty, or can be made. Raises `FileExistsError` or `NotADirectoryError` otherwise."
     path = Path(path)
     for parent in path.absolute().parents:
@@ -648,7 +648,7 @@ def checksum(path: Path) -> str: # SHA-256 of a file, read in pieces
     return digest.hexdigest()
 
 def seal(
-    folder: Path,
+    folder: Path, # written, but for the checksums
 ):
     "Note a checksum of each file in `checksums.json`, and wait until the disk holds everything."
     sums = {str(path.relative_to(folder)): checksum(path) for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -774,7 +774,7 @@ def save_evaluation(
 
 def load_evaluation(
     path: Path, # a safetensors file
-    origin: dict,
+    origin: dict, # as it was given to `save_evaluation`
 ) -> Evaluation | None: # None where there is none of that origin
     "Read scores and pictures again."
     try:
@@ -816,7 +816,7 @@ def make_accelerator(
     return accelerator
 
 def usable_device(
-    device: str | torch.device,
+    device: str | torch.device, # such as cuda:1
 ) -> torch.device:
     "That device. Raises `ValueError` where it cannot be used."
     try: return torch.empty(0, device=device).device
@@ -825,7 +825,7 @@ def usable_device(
 # %% ../nbs/09_training.ipynb #2bac3b9e
 def probe(
     scorer, # a reward
-    prompt: str,
+    prompt: str, # any of the run's
     size: int, # pixels
     images: int = 2, # of that prompt
 ):
@@ -859,7 +859,7 @@ def follow_weights(
 # %% ../nbs/09_training.ipynb #dd43b8f3
 class Setup:
     "What a run needs, loaded and checked. Raises `ValueError`, `OSError`, `ImportError` or `RewardError` for what is wrong, before anything is written."
-    def __init__(self, config: Config, reward=None, resume: bool = False):
+    def __init__(self, config: Config, reward=None, resume: bool = False): # a reward in place of the configuration's; go on with the run in `output_dir`
         self.reward = as_reward(config.reward if reward is None else reward)
         self.config = c = replace(config) if reward is None else replace(config, reward=str(self.reward))
         self.folder, self.resuming, self.objective = Path(c.output_dir) if resume else new_folder(c.output_dir), resume, OBJECTIVES[c.objective](c)
@@ -945,7 +945,7 @@ class Saving(Setup):
             save_evaluation(found, path, origin)
         return found
 
-    def evaluate(self, title: str) -> Evaluation:
+    def evaluate(self, title: str) -> Evaluation: # before or after, for the progress bar
         "The model as it is now, on the run's fixed seeds."
         c, scorers = self.config, {name: patient(scorer, self.config.reward_retries) for name, scorer in self.scorers.items()}
         with located(f"evaluation {title}"): return evaluate(self.pipe, self.eval_prompts, scorers, c, c.eval_images_per_prompt, title=f"evaluating {title}")
@@ -1007,7 +1007,7 @@ class Trainer(Saving):
         print(f"{c.epochs} epochs of {c.prompts_per_epoch} prompts x {c.images_per_prompt} pictures; noise of log-probabilities {self.noise_floor:.1e}; results go to {self.folder}")
         if self.resuming: print(f"going on after epoch {epoch_of(self.checkpoint)}" if self.checkpoint else "the run has no checkpoint yet: beginning anew")
 
-    def sample(self, prompts: list[str], epoch: int, title: str = "sampling") -> Rollout:
+    def sample(self, prompts: list[str], epoch: int, title: str = "sampling") -> Rollout: # of N prompts; the epoch counts from 0, the title is a progress bar's
         "Trajectories from the policy as it is now; offline from the reference, with what the policy says of them as log π_old."
         c = self.config
         if not c.online:
@@ -1015,7 +1015,7 @@ class Trainer(Saving):
             return replace(rollout, log_probs=score(self.policy, rollout, c.batch_size))
         return self.sample_from(self.policy, prompts, epoch, title, with_reference=epoch > 0)
 
-    def sample_from(self, policy: GuidedPolicy, prompts: list[str], epoch: int, title: str, with_reference: bool) -> Rollout:
+    def sample_from(self, policy: GuidedPolicy, prompts: list[str], epoch: int, title: str, with_reference: bool) -> Rollout: # as `sample`; also score under π_ref?
         "The epoch's seeds and prompts, drawn by that policy."
         c = self.config
         seeds = image_seeds(c.seed, epoch, len(prompts), c.images_per_prompt)
@@ -1037,7 +1037,7 @@ class Trainer(Saving):
         self.record(row, pictures)
         return row
 
-    def record(self, row: dict, pictures: list[Image.Image]):
+    def record(self, row: dict, pictures: list[Image.Image]): # from `epoch_row`; N·B of them
         "Write an epoch's row, and now and then its pictures and a checkpoint."
         c, epoch = self.config, row["epoch"]
         append_rows(self.folder/"metrics.csv", [row])

@@ -93,7 +93,7 @@ class Rollout:
     log_probs: Tensor # (N, B, T) under π_old, which sampled; nats per latent dimension
     log_probs_ref: Tensor # (N, B, T) under π_ref; `log_probs` itself where no reference was asked for
 
-    def cells(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def cells(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]: # shapes below
         "x_t and the latent after it (M, C, H, W), steps (M,), prompt embeddings (M, L, D) of the cells numbered `index` (M,), where cell (n, b, t) has the number (n·B + b)·T + t."
         images_per_prompt, num_inference_steps = self.log_probs.shape[1:]
         image, step = index // num_inference_steps, index % num_inference_steps

@@ -1,5 +1,5 @@
 "Every notebook runs from top to bottom, each in a process of its own; `pytest --durations=0` prints the times."
-import subprocess, sys
+import json, re, subprocess, sys
 from pathlib import Path
 import pytest
 
@@ -14,3 +14,17 @@ def test_notebook_runs(notebook):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_small(notebook): assert notebook.stat().st_size < 1_000_000
+
+def markdown(notebook: Path) -> list[str]: # its cells of prose
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+
+@pytest.mark.parametrize("notebook", [path for path in NOTEBOOKS if path.stem != "index"], ids=lambda path: path.stem)
+def test_chapter_opens_and_ends_like_one(notebook):
+    first, *rest = markdown(notebook)
+    badge = rf"\[!\[Open In Colab\]\(\S+\)\]\(https://colab.research.google.com/github/prdp-nb/prdp_nb/blob/main/nbs/{notebook.name}\)"
+    assert re.match(rf"# .+\n\n> .+\n\n{badge}\n\n\*\*What you will learn\.\*\* ", first)
+    for part in (r"\*\*(What is e|E)xported\.\*\*", r"\*\*(How long it (runs|takes)|Time)\.\*\*"): assert re.search(part, first), part
+    ending = "\n\n".join(rest).partition("## What was learnt\n")[2]
+    assert re.search(r"\*\*(Exercises|More to try)\.\*\* (\(1\)|1\.) ", ending), "no exercises after what was learnt"
+    assert re.search(r"\]\(\w+\.ipynb\)", ending.strip().split("\n\n")[-1]), "the last paragraph leads nowhere"

@@ -1,0 +1,84 @@
+"The exercises of 50 and 51: a reader's empty cell and wrong answers are told apart from right ones, and the solution trains."
+import json, re
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+import matplotlib
+import pytest
+
+NBS = Path(__file__).resolve().parents[1]/"nbs"
+
+class Exercise:
+    "A notebook whose cells run in one namespace, with any answer in place of the reader's."
+    def __init__(self, name: str, function: str):
+        cells = json.loads((NBS/name).read_text(encoding="utf-8"))["cells"]
+        self.cells = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+        code = [source for kind, source in self.cells if kind == "code" and not source.startswith("#| hide")]
+        check = next(i for i, source in enumerate(code) if re.search(rf"^right = check_\w+\({function}\)$", source, re.M))
+        self.function, self.before, self.empty, self.check, self.after = function, code[:check - 1], code[check - 1], code[check], code[check + 1:]
+        self.names = {}
+        self.run(*self.before)
+
+    @property
+    def solution(self) -> str: # folded, in Markdown
+        found, = (re.search(r"<details><summary>A solution</summary>\n\n```python\n(.*?)```\n\n</details>", text, re.S) for kind, text in self.cells if kind == "markdown" and "<details>" in text)
+        return found[1]
+
+    def run(self, *sources: str) -> str: # what they print
+        printed = StringIO()
+        with redirect_stdout(printed):
+            for source in sources: exec(compile(source, self.function, "exec"), self.names)
+        return printed.getvalue()
+
+    def verdict(self, answer: str) -> tuple[bool, str]: # is it right? and what the reader is told
+        told = self.run(answer, self.check)
+        return self.names["right"], told
+
+@pytest.fixture(scope="module", autouse=True)
+def no_windows(): matplotlib.use("agg")
+
+RING = "np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])"
+WRONG = dict(
+    ipo_loss=[ # what is changed in the solution, what the reader is told
+        ("return pair_mean", "pair_mean", "it returned nothing"),
+        ("pair_mean(error**2, reward)", "(error**2)", "a loss is a tensor with one number in it"),
+        ("1/(2*kl_weight)", "1/kl_weight", "the loss is 1, not 4"),
+        (".mean(-1))", ".sum(-1))", "is it the mean over the steps?"),
+        ("(now - ref)", "(ref - now)", "the loss is 0, not 4"),
+        ("(now - ref)", "now", "π_ref says the same"),
+        ("pair_mean(error**2, reward)", "error[differences(reward) > 0].square().nanmean()", "a tie has no better picture"),
+        ("pair_mean(error**2, reward)", "error[differences(reward) > 0].square().sum()/(differences(reward) > 0).sum().clamp(min=1)", "3 prompts with 5 pictures"),
+        ("1/(2*kl_weight)", "differences(reward)/(2*kl_weight)", "3 prompts with 5 pictures"),
+        ("(now - ref)", "(now.detach() - ref + 0*now)", "gradient and slope differ"),
+        (".to(log_probs)", "", "dtype of log_probs"),
+        ("check_groups(", "dict(rewards=", "refuse them with check_groups"),
+        ("check_positive(kl_weight=kl_weight)", "kl_weight = kl_weight or 1", "refuse them with check_positive")],
+    background=[
+        ("return scores", "return scores[:1]", "returned 1 scores for 2 images"),
+        ("-np.abs", "np.abs", "each channel 51 of 255 away"),
+        ("/255\n        ring", "\n        ring", "a picture all in that teal"),
+        ("np.abs(ring - wanted).mean()", "np.abs((ring - wanted).mean(0)).mean()", "one half 51 below"),
+        (RING, "pixels", "only the outermost ring counts"),
+        (RING, "pixels[0]", "only the top row 51 away"),
+        (RING, "np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])", "only the top row 51 away"),
+        ("COLOURS.get(parse_prompt(prompt).background, PAPER)", "COLOURS['teal']", "a prompt without a colour"),
+        ("parse_prompt(prompt).background", "parse_prompt(prompts[0]).background", "must not depend on the others")])
+
+@pytest.fixture(scope="module", params=[("50_your_own_objective.ipynb", "ipo_loss"), ("51_your_own_reward.ipynb", "background")], ids=WRONG)
+def exercise(request): return Exercise(*request.param)
+
+def test_the_empty_cell_is_told_what_it_lacks(exercise):
+    passed, told = exercise.verdict(exercise.empty)
+    assert not passed and "not yet:" in told and ("it returned nothing" in told or "background returned None" in told)
+
+def test_wrong_answers_are_told_what_is_wrong(exercise):
+    for old, new, expected in WRONG[exercise.function]:
+        assert exercise.solution.count(old) == 1, old
+        passed, told = exercise.verdict(exercise.solution.replace(old, new))
+        assert not passed and expected in told.partition("not yet: ")[2], f"{old} -> {new}: {told}"
+
+def test_the_solution_passes_and_trains(exercise):
+    passed, told = exercise.verdict(exercise.solution)
+    assert passed and told.endswith("All is right.\n")
+    exercise.run(*exercise.after)
+    assert exercise.names["mine"] is exercise.names[exercise.function]

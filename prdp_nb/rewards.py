@@ -26,6 +26,7 @@ from torch import Tensor
 class Reward:
     "A scorer of pictures: a subclass defines `__call__(images, prompts)`. Multiples and sums of rewards are rewards."
     takes_tensors = False # True: `__call__` gets a (B, 3, H, W) float tensor in [0, 1] in place of B PIL pictures
+    workers = 1 # how many threads may ask it at the same time; more than one where it waits for other machines
 
     def __call__(self,
         images, # list of B PIL pictures, or the tensor that `takes_tensors` asks for
@@ -76,9 +77,10 @@ class Colourfulness(Reward):
 class FunctionReward(Reward):
     "A plain callable as a `Reward`, under its own name."
     def __init__(self,
-        function, # (images, prompts) -> B numbers; may carry the attribute `takes_tensors`
+        function, # (images, prompts) -> B numbers; may carry the attributes `takes_tensors` and `workers`
     ):
         self.function, self.takes_tensors = function, getattr(function, "takes_tensors", False)
+        self.workers = getattr(function, "workers", 1)
 
     def __call__(self, images, prompts): return self.function(images, prompts)
     def __repr__(self): return getattr(self.function, "__name__", type(self.function).__name__)
@@ -147,7 +149,7 @@ class WeightedSum(Reward):
     ):
         for weight, reward in weighted:
             if not math.isfinite(weight): raise ValueError(f"the weight of {reward} must be a finite number, not {weight}")
-        self.weighted = list(weighted)
+        self.weighted, self.workers = list(weighted), min((reward.workers for _, reward in weighted), default=1)
 
     def __call__(self, images, prompts): return sum(weight*compute_rewards(reward, images, prompts) for weight, reward in self.weighted)
     def terms(self): return self.weighted

@@ -77,9 +77,10 @@ class Colourfulness(Reward):
 class FunctionReward(Reward):
     "A plain callable as a `Reward`, under its own name."
     def __init__(self,
-        function, # (images, prompts) -> B numbers; may carry the attribute `takes_tensors`
+        function, # (images, prompts) -> B numbers; may carry the attributes `takes_tensors` and `workers`
     ):
         self.function, self.takes_tensors = function, getattr(function, "takes_tensors", False)
+        self.workers = getattr(function, "workers", 1)
 
     def __call__(self, images, prompts): return self.function(images, prompts)
     def __repr__(self): return getattr(self.function, "__name__", type(self.function).__name__)
@@ -150,7 +151,7 @@ class WeightedSum(Reward):
     ):
         for weight, reward in weighted:
             if not math.isfinite(weight): raise ValueError(f"the weight of {reward} must be a finite number, not {weight}")
-        self.weighted = list(weighted)
+        self.weighted, self.workers = list(weighted), min((reward.workers for _, reward in weighted), default=1)
 
     def __call__(self, images, prompts): return sum(weight*compute_rewards(reward, images, prompts) for weight, reward in self.weighted)
     def terms(self): return self.weighted

@@ -4,24 +4,27 @@
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'UNCLIPPED', 'SINGLE_IMAGE', 'BOUNDS', 'PAPER', 'SMALL', 'LARGE', 'EMOJI', 'EMOJI_LARGE', 'PRESETS',
-           'RETRY_SECONDS', 'LOCK_FILE', 'CHECKSUMS', 'FIXED', 'option', 'cast', 'cast_bool', 'check', 'TaskOptions',
-           'EpochOptions', 'UpdateOptions', 'CostOptions', 'ReportOptions', 'ConfigFields', 'flush', 'write_file',
-           'Config', 'derive_seed', 'image_seeds', 'gradient_step', 'check_cells', 'bad_gradient', 'update_policy',
-           'warn_of_spike', 'trajectory_kl', 'score_terms', 'Patient', 'patient', 'score_epoch', 'score_each',
-           'keep_prompts', 'epoch_row', 'append_rows', 'read_metrics', 'check_noise_floor', 'spread', 'Evaluation',
-           'evaluate', 'mean_interval', 'compare', 'before_after', 'draw_curves', 'draw_gallery', 'contact_sheet',
-           'new_folder', 'run_lock', 'checksum', 'seal', 'damage', 'discard', 'write_folder', 'epoch_of',
-           'saved_checkpoints', 'newest_intact', 'trained_weights', 'load_trained', 'random_states',
-           'set_random_states', 'save_evaluation', 'load_evaluation', 'resumed_config', 'make_accelerator',
-           'usable_device', 'probe', 'make_optimizer', 'follow_weights', 'Setup', 'located', 'Saving', 'Trainer',
-           'unet_evaluations', 'expected_seconds', 'config_parser', 'read_flags', 'read_config', 'make_trainer',
-           'run_command', 'train_command', 'load_run', 'check_output', 'sample_command']
+           'RETRY_SECONDS', 'LOCK_FILE', 'CHECKSUMS', 'FIXED', 'SHARDED', 'option', 'cast', 'cast_bool', 'check',
+           'TaskOptions', 'EpochOptions', 'UpdateOptions', 'CostOptions', 'ReportOptions', 'ConfigFields', 'flush',
+           'write_file', 'Config', 'derive_seed', 'image_seeds', 'Elsewhere', 'Ranks', 'gradient_step', 'check_cells',
+           'bad_gradient', 'keep_cells', 'whole_batch', 'update_policy', 'warn_of_spike', 'trajectory_kl',
+           'score_terms', 'Patient', 'patient', 'score_prompts', 'score_each', 'join_scores', 'keep_prompts', 'Scoring',
+           'epoch_row', 'append_rows', 'read_metrics', 'check_noise_floor', 'spread', 'Evaluation', 'evaluate',
+           'mean_interval', 'compare', 'before_after', 'draw_curves', 'draw_gallery', 'contact_sheet', 'new_folder',
+           'run_lock', 'checksum', 'seal', 'damage', 'discard', 'write_folder', 'epoch_of', 'saved_checkpoints',
+           'newest_intact', 'trained_weights', 'load_trained', 'random_states', 'set_random_states', 'save_evaluation',
+           'load_evaluation', 'resumed_config', 'join_ranks', 'make_accelerator', 'usable_device', 'probe',
+           'make_optimizer', 'follow_weights', 'Setup', 'located', 'Saving', 'Trainer', 'unet_evaluations',
+           'expected_seconds', 'config_parser', 'read_flags', 'read_config', 'make_trainer', 'run_command',
+           'train_command', 'load_run', 'check_output', 'sample_command']
 
 # %% ../nbs/09_training.ipynb #b5c1f361
-import argparse, csv, hashlib, json, math, operator, os, random, shutil, sys, time, warnings
+import argparse, csv, hashlib, io, json, math, operator, os, random, shutil, sys, time, warnings
 from collections.abc import Callable
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import get_args, get_type_hints
 import numpy as np, torch, yaml
@@ -36,7 +39,7 @@ from .models import LORA_FILE, LORA_TARGETS, decode_latents, encode_prompts, gen
 from .objectives import clip_fraction, coefficients, prdp_loss, rdp_loss
 from .prompts import draw_prompts, load_prompts
 from .rewards import Reward, RewardError, WeightedSum, as_reward, check_scores, compute_rewards, lookup, parse_reward
-from .trajectories import Rollout, backward_log_probs, noise_floor, sample_rollout, score
+from .trajectories import Rollout, backward_log_probs, draw_cells, noise_floor, sample_rollout, score
 
 # %% ../nbs/09_training.ipynb #de67c1d3
 OBJECTIVES = dict( # name -> a `Config` -> an objective: rollout, rewards -> the epoch's loss, a function of log π_θ (N, B, T)
@@ -270,6 +273,72 @@ def image_seeds(
     "The seeds of an epoch's pictures."
     return torch.from_numpy(np.random.SeedSequence((seed, epoch)).generate_state(prompts*images).astype(np.int64)).view(prompts, images)
 
+# %% ../nbs/09_training.ipynb #7a10c3e2
+class Elsewhere(RuntimeError):
+    "Another process of the run failed, and says why."
+    def __init__(self,
+        kind: str, # the name of its error
+        rank: int, # of that process
+    ):
+        super().__init__(f"{kind} in process {rank}")
+        self.kind = kind
+
+class Ranks:
+    "The processes of a run, as one of them sees them. Where it is alone, what it shares comes back to it as it is."
+    def __init__(self,
+        rank: int = 0, # this process, from 0; process 0 writes the run folder
+        count: int = 1,
+        device: str | torch.device = "cpu", # from which tensors travel
+    ): self.rank, self.count, self.device, self.agreed = rank, count, device, False
+
+    @property
+    def main(self) -> bool: return self.rank == 0 # the one that writes, and speaks
+    @property
+    def hide(self) -> bool | None: return None if self.main else True # tqdm's `disable`
+
+    def share(self, rows): # of N prompts, a list or a tensor -> those of this process, at least one where N ≥ count
+        low, high = (-(-len(rows)*(self.rank + i)//self.count) for i in (0, 1))
+        return rows[low:high]
+
+    def parts(self, rows: Tensor) -> list[Tensor]: # the rows of each process, which may be more or fewer
+        if self.count == 1: return [rows]
+        from accelerate.utils import gather, pad_across_processes
+        sizes = gather(torch.tensor([len(rows)], device=self.device)).tolist()
+        padded = gather(pad_across_processes(rows.detach().to(self.device)))
+        return [part[:size].to(rows.device) for part, size in zip(padded.chunk(self.count), sizes)]
+
+    def gather(self, rows: Tensor) -> Tensor: return torch.cat(self.parts(rows)) if self.count > 1 else rows # of all processes, in their order
+
+    def exchange(self, value) -> list: # numbers, text, tensors, lists and dicts of them -> what each process gave
+        if self.count == 1: return [value]
+        file = io.BytesIO()
+        torch.save(value, file)
+        parts = self.parts(torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8))
+        return [torch.load(io.BytesIO(part.numpy().tobytes()), weights_only=True) for part in parts]
+
+    def add_up(self, parameters: list[torch.nn.Parameter]):
+        "Replace each process's gradient by the sum over all."
+        for p in parameters if self.count > 1 else ():
+            if p.grad is None: p.grad = torch.zeros_like(p)
+            torch.distributed.all_reduce(p.grad)
+
+    @contextmanager
+    def together(self,
+        *kinds: type, # errors to be shared; any `Exception` where not given. Another one must end the process, for nobody waits for it
+        every: bool = False, # only where all of them fail
+    ):
+        "Where a process fails within the block, all do at its end: the first one with its own error, the others with `Elsewhere`."
+        error = None
+        try: yield
+        except (kinds or Exception) as caught:
+            if self.count == 1: raise
+            error = caught
+        found = self.exchange(error and type(error).__name__)
+        failed = [rank for rank, kind in enumerate(found) if kind]
+        if not failed or every and len(failed) < self.count: return
+        self.agreed = True
+        raise error if self.rank == failed[0] else Elsewhere(found[failed[0]], failed[0])
+
 # %% ../nbs/09_training.ipynb #b1323b93
 def gradient_step(
     policy: GuidedPolicy, # π_θ, with its gradient in `.grad`
@@ -300,7 +369,7 @@ def bad_gradient(
     rollout: Rollout,
     weights: Tensor, # (N, B, T) of the backward pass, all finite
     chunk_size: int, # cells in one backward pass
-) -> str: # a prompt and a step, in words
+) -> str: # a prompt and a step, in words; empty where it is none of them alone
     "Where a gradient that is not finite comes from."
     for n, prompt in enumerate(rollout.prompts):
         for t in range(weights.shape[2]):
@@ -311,31 +380,58 @@ def bad_gradient(
             finite = all(p.grad is None or p.grad.isfinite().all() for p in trainable_parameters(policy))
             policy.unet.zero_grad()
             if not finite: return f"the prompt {prompt!r}, step {t + 1} of {weights.shape[2]}"
-    return "the sum over prompts and steps, and from none of them alone"
+    return ""
+
+# %% ../nbs/09_training.ipynb #7a10c3e5
+def keep_cells(
+    weights: Tensor, # (N, B, T)
+    fraction: float, # p, the share of the cells to keep
+    generator: torch.Generator, # of the choice
+) -> Tensor: # (N, B, T)
+    "The weights of the cells that `draw_cells` draws, over p, and 0 for all others."
+    index, kept = draw_cells(weights, fraction, generator)
+    return torch.zeros_like(weights).view(-1).scatter(0, index, kept).view_as(weights)
+
+def whole_batch(
+    rollout: Rollout, # of this process's prompts
+    ranks: Ranks,
+) -> tuple[Rollout, slice]: # of all N prompts, but for the latents, which stay this process's; the numbers of its own prompts
+    "What an objective may look at."
+    if ranks.count == 1: return rollout, slice(None)
+    prompts = ranks.exchange(rollout.prompts)
+    first = sum(map(len, prompts[:ranks.rank]))
+    parts = {name: ranks.gather(getattr(rollout, name)) for name in ("prompt_embeds", "log_probs", "log_probs_ref")}
+    return replace(rollout, prompts=sum(prompts, []), **parts), slice(first, first + len(rollout.prompts))
 
 # %% ../nbs/09_training.ipynb #1423fdb7
 def update_policy(
     policy: GuidedPolicy, # π_θ, changed in place
     optimizer: torch.optim.Optimizer, # over `trainable_parameters(policy)`
     objective: Callable, # built by an entry of `OBJECTIVES`; asked once
-    rollout: Rollout, # the epoch's trajectories, with log-probabilities under π_old, the policy as it is now
-    rewards: Tensor, # (N, B)
+    rollout: Rollout, # the epoch's trajectories of this process's prompts, with log-probabilities under π_old, the policy as it is now
+    rewards: Tensor, # (N, B) of all processes
     config: Config,
     epoch: int = 0, # decides which cells are drawn where `cell_fraction` < 1
+    ranks: Ranks = Ranks(), # which all call this at the same time
 ) -> dict[str, float]: # loss, clip_fraction, grad_norm: means over the K updates; largest_grad_norm of them
     "The inner loop of Algorithm 1: K updates on the pictures of one epoch. Raises `FloatingPointError` that names prompt and step."
-    loss_fn, log_probs, history = objective(rollout, rewards), rollout.log_probs, []
-    for update in tqdm(range(config.updates_per_epoch), desc="updates", leave=False, disable=None):
-        if update: log_probs = score(policy, rollout, config.batch_size)
-        check_cells("the log-probability", log_probs, rollout)
+    whole, own = whole_batch(rollout, ranks)
+    loss_fn, log_probs, history = objective(whole, rewards), whole.log_probs, []
+    for update in tqdm(range(config.updates_per_epoch), desc="updates", leave=False, disable=ranks.hide):
+        if update: log_probs = ranks.gather(score(policy, rollout, config.batch_size) if rollout.prompts else rollout.log_probs)
+        check_cells("the log-probability", log_probs, whole)
         loss, weights = coefficients(loss_fn, log_probs)
-        check_cells("the slope of the loss", weights, rollout)
+        check_cells("the slope of the loss", weights, whole)
         if not loss.isfinite(): raise FloatingPointError(f"the loss is {loss.item()}, of finite log-probabilities; the weights were not touched")
         generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, update))
-        backward_log_probs(policy, rollout, weights, chunk_size=config.chunk_size, fraction=config.cell_fraction, generator=generator)
-        clipped = clip_fraction(log_probs, rollout.log_probs, clip_range=config.clip_range)
+        kept = keep_cells(weights, config.cell_fraction, generator)
+        backward_log_probs(policy, rollout, kept[own], chunk_size=config.chunk_size)
+        if kept.any(): ranks.add_up(trainable_parameters(policy))
+        clipped = clip_fraction(log_probs, whole.log_probs, clip_range=config.clip_range)
         try: norm = gradient_step(policy, optimizer, config.max_grad_norm)
-        except FloatingPointError as error: raise FloatingPointError(f"{error}; it comes from {bad_gradient(policy, rollout, weights, config.chunk_size)}") from None
+        except FloatingPointError as error:
+            found = filter(None, ranks.exchange(bad_gradient(policy, rollout, weights[own], config.chunk_size)))
+            raise FloatingPointError(f"{error}; it comes from {next(found, 'the sum over prompts and steps, and from none of them alone')}") from None
         history.append((loss.item(), clipped, norm))
     return dict(zip(("loss", "clip_fraction", "grad_norm"), np.mean(history, axis=0).tolist()), largest_grad_norm=max(norm for *_, norm in history))
 
@@ -357,7 +453,7 @@ def trajectory_kl(
     online: bool = True, # sampled from π_old; else from π_ref
 ) -> float: # nats
     "An unbiased estimate of KL(π_old ‖ π_ref) over whole trajectories (step 1 of the derivation, eq. 6); offline of KL(π_ref ‖ π_old)."
-    log_ratio = (rollout.log_probs - rollout.log_probs_ref).sum(-1).mean().item()*rollout.latents[0, 0, 0].numel()
+    log_ratio = (rollout.log_probs - rollout.log_probs_ref).sum(-1).mean().item()*rollout.latents.shape[3:].numel()
     return log_ratio if online else -log_ratio
 
 # %% ../nbs/09_training.ipynb #d1c29896
@@ -365,11 +461,10 @@ def score_terms(
     reward: Reward, # one, or a weighted sum of several
     pictures: list[Image.Image], # M
     prompts: list[str], # M
-) -> tuple[Tensor, dict[str, float]]: # (M,) scores; the mean of each term by name, empty for a single reward
+) -> tuple[Tensor, dict[str, Tensor]]: # (M,) scores; those of each term by name, empty for a single reward
     "Score pictures. Raises `RewardError`."
     parts = [(weight, str(term), compute_rewards(term, pictures, prompts)) for weight, term in reward.terms()]
-    means = {name: scores.mean().item() for _, name, scores in parts} if len(parts) > 1 else {}
-    return sum(weight*scores for weight, _, scores in parts), means
+    return sum(weight*scores for weight, _, scores in parts), {name: scores for _, name, scores in parts} if len(parts) > 1 else {}
 
 # %% ../nbs/09_training.ipynb #8f2e16e7
 RETRY_SECONDS = 1.0 # the first wait; each further one is twice as long
@@ -379,7 +474,7 @@ class Patient(Reward):
     def __init__(self,
         reward: Reward,
         retries: int, # how often at most
-    ): self.reward, self.retries, self.takes_tensors = reward, retries, reward.takes_tensors
+    ): self.reward, self.retries, self.takes_tensors, self.workers = reward, retries, reward.takes_tensors, reward.workers
 
     def __call__(self, images, prompts):
         for attempt in range(self.retries + 1):
@@ -400,35 +495,41 @@ def patient(
     return WeightedSum([(weight, Patient(term, retries)) for weight, term in reward.terms()]) if isinstance(reward, WeightedSum) else Patient(reward, retries)
 
 # %% ../nbs/09_training.ipynb #623515c0
-def score_epoch(
+def score_prompts(
     reward: Reward,
     pictures: list[Image.Image], # N·B, prompt by prompt
     prompts: list[str], # N
     config: Config, # images_per_prompt, reward_retries, on_reward_error
-) -> tuple[Tensor, dict[str, float], list[int]]: # (N', B) scores; means of terms as in `score_terms`; which N' prompts they are of
-    "Score an epoch's pictures. Raises `RewardError`, under `skip_prompt` only where no prompt can be scored."
+) -> tuple[Tensor, dict[str, Tensor], list[int]]: # (N', B) scores; (N', B) of each term as in `score_terms`; which N' prompts they are of
+    "Score the pictures of prompts. Raises `RewardError`, under `skip_prompt` only where no prompt can be scored."
     reward, images = patient(reward, config.reward_retries), config.images_per_prompt
-    def ask(some: range): return score_terms(reward, [pictures[n*images + b] for n in some for b in range(images)], [prompts[n] for n in some for _ in range(images)])
-    try:
-        scores, terms = ask(range(len(prompts)))
-        return scores.view(-1, images), terms, [*range(len(prompts))]
+    def ask(some: range):
+        scores, terms = score_terms(reward, [pictures[n*images + b] for n in some for b in range(images)], [prompts[n] for n in some for _ in range(images)])
+        return scores.view(-1, images), {name: term.view(-1, images) for name, term in terms.items()}, [*some]
+    try: return ask(range(len(prompts)))
     except RewardError:
         if config.on_reward_error == "stop": raise
     return score_each(ask, prompts)
 
 def score_each(
-    ask: Callable[[range], tuple[Tensor, dict[str, float]]], # scores the prompts of some numbers
+    ask: Callable[[range], tuple[Tensor, dict[str, Tensor], list[int]]], # scores the prompts of some numbers
     prompts: list[str], # N
-) -> tuple[Tensor, dict[str, float], list[int]]: # as `score_epoch`
+) -> tuple[Tensor, dict[str, Tensor], list[int]]: # as `score_prompts`
     "Score the prompts one by one, and leave out those that cannot be scored, with a warning each. Raises `RewardError` where none can."
-    found = {}
+    found = []
     for n, prompt in enumerate(prompts):
-        try: found[n] = ask(range(n, n + 1))
+        try: found.append(ask(range(n, n + 1)))
         except RewardError as error:
             warnings.warn(f"the prompt {prompt!r} is left out of this epoch: {error}")
             if n == len(prompts) - 1 and not found: raise
-    scores, terms = zip(*found.values())
-    return torch.stack(scores), {name: float(np.mean([t[name] for t in terms])) for name in terms[0]}, [*found]
+    return join_scores(found)
+
+def join_scores(
+    found: list[tuple[Tensor, dict[str, Tensor], list[int]]], # as `score_prompts` returns them, of one group of prompts after the other
+) -> tuple[Tensor, dict[str, Tensor], list[int]]: # of all of them
+    "Groups of prompts as one."
+    scores, terms, kept = zip(*found)
+    return torch.cat(scores), {name: torch.cat([term[name] for term in terms]) for name in terms[0]}, sum(kept, [])
 
 def keep_prompts(
     rollout: Rollout, # of N prompts
@@ -439,12 +540,50 @@ def keep_prompts(
     parts = {name: getattr(rollout, name)[kept] for name in ("prompt_embeds", "latents", "log_probs", "log_probs_ref")}
     return replace(rollout, prompts=[rollout.prompts[n] for n in kept], **parts)
 
+# %% ../nbs/09_training.ipynb #7a10c3e8
+class Scoring:
+    "Scores an epoch's pictures while more are being sampled. In the end `rewards`, `terms` and `kept` are what `score_prompts` returns."
+    def __init__(self,
+        reward: Reward,
+        prompts: list[str], # N
+        config: Config,
+    ):
+        self.reward, self.prompts, self.config, self.pictures, self.groups = reward, prompts, config, [], []
+        nothing = torch.empty(0, config.images_per_prompt)
+        self.rewards, self.terms, self.kept = nothing, {str(term): nothing for _, term in reward.terms()} if len(reward.terms()) > 1 else {}, []
+        self.threads = ThreadPoolExecutor(reward.workers)
+
+    def __enter__(self): return self
+    def __exit__(self, *error): self.threads.shutdown(cancel_futures=True)
+
+    def add(self, pictures: list[Image.Image]):
+        "The next pictures, prompt by prompt. Those of whole prompts are scored at once."
+        self.pictures += pictures
+        images, first = self.config.images_per_prompt, self.groups[-1][0].stop if self.groups else 0
+        ready = len(self.pictures)//images
+        size = 1 if self.reward.workers > 1 else max(1, ready - first)
+        for n in range(first, ready, size):
+            answer = self.threads.submit(score_prompts, self.reward, self.pictures[n*images:(n + size)*images], self.prompts[n:n + size], self.config)
+            self.groups.append((range(n, n + size), answer))
+
+    def wait(self):
+        "Until all of them are scored. Raises `RewardError` as `score_prompts`."
+        found, error = [], None
+        for some, answer in self.groups:
+            try: scores, terms, kept = answer.result()
+            except RewardError as problem:
+                if self.config.on_reward_error == "stop": raise
+                error = problem
+            else: found.append((scores, terms, [some[n] for n in kept]))
+        if not found: raise error
+        self.rewards, self.terms, self.kept = join_scores(found)
+
 # %% ../nbs/09_training.ipynb #451fe60e
 def epoch_row(
     epoch: int, # 1 … E
     rollout: Rollout,
     rewards: Tensor, # (N, B)
-    terms: dict[str, float], # mean of each term of a weighted sum, from `score_terms`
+    terms: dict[str, Tensor], # (N, B) of each term of a weighted sum, from `score_prompts`
     updates: dict[str, float], # from `update_policy`
     seconds: float, # that the epoch took
     online: bool = True, # as in `Config`
@@ -453,7 +592,7 @@ def epoch_row(
     "One row of `metrics.csv`, in the table's order."
     return dict(epoch=epoch, reward_queries=queries + rewards.numel(), reward_mean=rewards.mean().item(), reward_std=rewards.std().item(),
                 loss=updates["loss"], kl=trajectory_kl(rollout, online), clip_fraction=updates["clip_fraction"], grad_norm=updates["grad_norm"],
-                **{f"reward_mean/{name}": mean for name, mean in terms.items()}, seconds=round(seconds, 2))
+                **{f"reward_mean/{name}": scores.mean().item() for name, scores in terms.items()}, seconds=round(seconds, 2))
 
 # %% ../nbs/09_training.ipynb #0fcb4cf6
 def append_rows(
@@ -804,14 +943,29 @@ def resumed_config(
         raise ValueError(f"the configuration differs from that of the run in {str(run)!r}: {differences(unnamed)}; to change it on purpose, name it: " + " ".join(f"--{name} {changed[name]}" for name in unnamed))
     return now
 
+# %% ../nbs/09_training.ipynb #7a10c3eb
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM") # ways to start processes that are not supported
+
+def join_ranks() -> Ranks: # alone where nobody has started several
+    "This process among those of the run. Raises `ValueError` where the model is to be sharded."
+    def asked(name): return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
+    if found := [name for name in SHARDED if asked(name)]: raise ValueError(f"{found[0]} is not supported: each process holds the whole model. Start it with configs/multi_gpu.yaml or torchrun")
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    if count == 1: return Ranks()
+    from accelerate import PartialState
+    state = PartialState(cpu=asked("CPU") or not torch.cuda.is_available(), timeout=timedelta(days=1))
+    if state.num_processes != count: raise ValueError(f"{count} processes were started, and accelerate finds {state.num_processes}: start them with accelerate launch or torchrun")
+    return Ranks(state.process_index, count, state.device)
+
 # %% ../nbs/09_training.ipynb #a1a8f084
 def make_accelerator(
     config: Config,
 ): # an `accelerate.Accelerator`
-    "The device and the trackers of a run. Raises `ValueError` for more than one process, or a tracker that is not installed."
+    "The device and the trackers of a run. Raises `ValueError` for a device that is not this process's, or a tracker that is not installed."
     from accelerate import Accelerator
     accelerator = Accelerator(log_with=config.log_with, project_dir=config.output_dir)
-    if accelerator.num_processes > 1: raise ValueError(f"a run is one process, not {accelerator.num_processes}; start it with prdp_train or python")
+    if accelerator.num_processes > 1 and torch.device(config.device or accelerator.device) != accelerator.device:
+        raise ValueError(f"device {config.device!r} is not {str(accelerator.device)!r}, which process {accelerator.process_index} of {accelerator.num_processes} was given: leave it out")
     if config.log_with and not accelerator.log_with: raise ValueError(f"log_with {config.log_with!r} is not installed: pip install {config.log_with}")
     return accelerator
 
@@ -862,7 +1016,9 @@ class Setup:
     def __init__(self, config: Config, reward=None, resume: bool = False): # a reward in place of the configuration's; go on with the run in `output_dir`
         self.reward = as_reward(config.reward if reward is None else reward)
         self.config = c = replace(config) if reward is None else replace(config, reward=str(self.reward))
-        self.folder, self.resuming, self.objective = Path(c.output_dir) if resume else new_folder(c.output_dir), resume, OBJECTIVES[c.objective](c)
+        self.ranks, self.resuming, self.objective = join_ranks(), resume, OBJECTIVES[c.objective](c)
+        self.folder = new_folder(c.output_dir) if self.ranks.main and not resume else Path(c.output_dir)
+        if c.prompts_per_epoch < self.ranks.count: raise ValueError(f"prompts_per_epoch must be at least {self.ranks.count}, one for each process, not {c.prompts_per_epoch}")
         self.base, self.epochs_done, self.epochs_saved, self.reward_queries, self.grad_norms, self.learning = None, 0, 0, 0, [], False
         self.scorers = {name: as_reward(name) for name in c.eval_rewards} | {c.reward: self.reward}
         self.prompts = load_prompts(c.prompts, c.prompt_column)
@@ -874,7 +1030,7 @@ class Setup:
         optimizer = make_optimizer(c, trainable_parameters(self.policy))
         self.average = follow_weights(optimizer, trainable_parameters(self.policy), c.ema_decay) if c.ema_decay else None
         self.optimizer, self.empty_embeds = self.accelerator.prepare(optimizer), encode_prompts(self.pipe, [""])[0]
-        warn_truncated(self.pipe, list(dict.fromkeys(spread(self.prompts, 10_000) + self.eval_prompts)))
+        if self.ranks.main: warn_truncated(self.pipe, list(dict.fromkeys(spread(self.prompts, 10_000) + self.eval_prompts)))
 
 # %% ../nbs/09_training.ipynb #e64c2279
 @contextmanager
@@ -907,7 +1063,7 @@ class Saving(Setup):
     def save_checkpoint(self):
         "All that the rest of the run depends on. Raises as `save_model`."
         memory = self.objective.state_dict() if hasattr(self.objective, "state_dict") else {}
-        state = dict(epoch=self.epochs_done, optimizer=self.optimizer.state_dict(), objective=memory, random=random_states(), average=self.average and self.average.state_dict())
+        state = dict(epoch=self.epochs_done, optimizer=self.optimizer.state_dict(), objective=memory, random=self.random, average=self.average and self.average.state_dict())
         def add(folder):
             torch.save(state, folder/"training_state.pt")
             shutil.copy(self.folder/"metrics.csv", folder)
@@ -918,8 +1074,9 @@ class Saving(Setup):
 
     def restore(self):
         "Take the place of the checkpoint; where there is none, begin."
-        (self.folder/"evaluation.csv").unlink(missing_ok=True)
-        if self.checkpoint is None: return (self.folder/"metrics.csv").unlink(missing_ok=True)
+        if self.ranks.main: (self.folder/"evaluation.csv").unlink(missing_ok=True)
+        if self.ranks.main and self.checkpoint is None: (self.folder/"metrics.csv").unlink(missing_ok=True)
+        if self.checkpoint is None: return
         state = torch.load(self.checkpoint/"training_state.pt", map_location="cpu", weights_only=True)
         load_trained(self.pipe, self.policy, self.checkpoint)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -928,9 +1085,9 @@ class Saving(Setup):
             self.average.load_state_dict(state["average"])
             self.average.to(self.pipe.unet.device)
         if hasattr(self.objective, "load_state_dict"): self.objective.load_state_dict(state["objective"])
-        set_random_states(state["random"])
-        write_file(self.folder/"metrics.csv", (self.checkpoint/"metrics.csv").read_bytes())
-        metrics = read_metrics(self.folder)
+        if self.ranks.rank < len(state["random"]): set_random_states(state["random"][self.ranks.rank])
+        if self.ranks.main: write_file(self.folder/"metrics.csv", (self.checkpoint/"metrics.csv").read_bytes())
+        metrics = read_metrics(self.checkpoint)
         self.epochs_done = self.epochs_saved = state["epoch"]
         self.reward_queries, self.grad_norms = int(metrics["reward_queries"][-1]), metrics["grad_norm"].tolist()
 
@@ -971,19 +1128,21 @@ class Trainer(Saving):
     def train(self) -> Path: # the run folder
         "The whole run, or the rest of it. Raises what stopped it, after saving."
         self.check()
-        with run_lock(self.folder):
+        with run_lock(self.folder) if self.ranks.main else nullcontext():
             self.start()
             try:
-                before = self.before()
+                with self.ranks.together(): before = self.before() if self.ranks.main else None
                 self.restore()
                 self.base = before
-                with tqdm(range(self.epochs_done, self.config.epochs), desc="epochs", initial=self.epochs_done, total=self.config.epochs) as epochs:
+                with tqdm(range(self.epochs_done, self.config.epochs), desc="epochs", initial=self.epochs_done, total=self.config.epochs, **({} if self.ranks.main else dict(disable=True))) as epochs:
                     for epoch in epochs:
                         with located(f"epoch {epoch + 1}"): row = self.run_epoch(epoch)
                         epochs.set_postfix(reward=f"{row['reward_mean']:.4g}", kl=f"{row['kl']:.3g}")
-                self.finish()
+                with self.ranks.together():
+                    if self.ranks.main: self.finish()
             except BaseException as error:
-                self.rescue(error)
+                if self.ranks.main: self.rescue(error)
+                if self.ranks.agreed: self.ranks.exchange("rescued")
                 raise
         return self.folder
 
@@ -991,58 +1150,80 @@ class Trainer(Saving):
         "Try the scorers and measure the noise floor; nothing is written yet."
         c = self.config
         size = latent_shape(self.pipe)[-1]*self.pipe.vae_scale_factor
-        for scorer in self.scorers.values(): probe(scorer, self.eval_prompts[0], size)
-        self.noise_floor = noise_floor(self.policy, self.sample(self.prompts[:1], 0, "checking"), c.batch_size)
-        if c.clips: check_noise_floor(self.noise_floor, c.clip_range)
+        with self.ranks.together():
+            for scorer in self.scorers.values(): probe(scorer, self.eval_prompts[0], size)
+            if not self.ranks.main: return
+            self.noise_floor = noise_floor(self.policy, self.sample(self.prompts[:1], 0, "checking"), c.batch_size)
+            if c.clips: check_noise_floor(self.noise_floor, c.clip_range)
 
     def start(self):
         "Make the run folder, or find the checkpoint to go on from."
+        with self.ranks.together(): found = self.open_folder() if self.ranks.main else None
+        name, = self.ranks.exchange(found and found.name)[:1]
+        self.checkpoint = self.folder/"checkpoints"/name if name else None
+        self.accelerator.init_trackers("prdp_nb", {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(self.config).items()})
+
+    def open_folder(self) -> Path | None: # the checkpoint to go on from
+        "The run folder, made or found, and a line about it."
         c = self.config
         if not self.resuming: new_folder(self.folder)
-        self.checkpoint = newest_intact(self.folder) if self.resuming else None
-        if self.checkpoint and epoch_of(self.checkpoint) > c.epochs: raise ValueError(f"epochs must be at least {epoch_of(self.checkpoint)}, which the run has done, not {c.epochs}")
+        checkpoint = newest_intact(self.folder) if self.resuming else None
+        if checkpoint and epoch_of(checkpoint) > c.epochs: raise ValueError(f"epochs must be at least {epoch_of(checkpoint)}, which the run has done, not {c.epochs}")
         for name in ("samples", "checkpoints"): (self.folder/name).mkdir(exist_ok=True)
         for name in ("checkpoints/config.yaml", "config.yaml"): c.save(self.folder/name)
-        self.accelerator.init_trackers("prdp_nb", {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(c).items()})
         print(f"{c.epochs} epochs of {c.prompts_per_epoch} prompts x {c.images_per_prompt} pictures; noise of log-probabilities {self.noise_floor:.1e}; results go to {self.folder}")
-        if self.resuming: print(f"going on after epoch {epoch_of(self.checkpoint)}" if self.checkpoint else "the run has no checkpoint yet: beginning anew")
+        if self.resuming: print(f"going on after epoch {epoch_of(checkpoint)}" if checkpoint else "the run has no checkpoint yet: beginning anew")
+        return checkpoint
 
-    def sample(self, prompts: list[str], epoch: int, title: str = "sampling") -> Rollout: # of N prompts; the epoch counts from 0, the title is a progress bar's
+    def sample(self, prompts: list[str], epoch: int, title: str = "sampling", finished=None) -> Rollout: # of N prompts; the epoch counts from 0, the title is a progress bar's; see `sample_from`
         "Trajectories from the policy as it is now; offline from the reference, with what the policy says of them as log π_old."
         c = self.config
         if not c.online:
-            with self.policy.reference() as reference: rollout = self.sample_from(reference, prompts, epoch, title, with_reference=False)
+            with self.policy.reference() as reference: rollout = self.sample_from(reference, prompts, epoch, title, False, finished)
             return replace(rollout, log_probs=score(self.policy, rollout, c.batch_size))
-        return self.sample_from(self.policy, prompts, epoch, title, with_reference=epoch > 0)
+        return self.sample_from(self.policy, prompts, epoch, title, epoch > 0, finished)
 
-    def sample_from(self, policy: GuidedPolicy, prompts: list[str], epoch: int, title: str, with_reference: bool) -> Rollout: # as `sample`; also score under π_ref?
-        "The epoch's seeds and prompts, drawn by that policy."
+    def sample_from(self, policy: GuidedPolicy, prompts: list[str], epoch: int, title: str, with_reference: bool, finished=None) -> Rollout: # as `sample`; also score under π_ref?
+        "This process's prompts and seeds of the epoch, drawn by that policy; `finished` gets the last latents of each batch."
         c = self.config
-        seeds = image_seeds(c.seed, epoch, len(prompts), c.images_per_prompt)
-        with tqdm(total=seeds.numel(), desc=title, leave=False, disable=None) as bar:
+        seeds = self.ranks.share(image_seeds(c.seed, epoch, c.prompts_per_epoch, c.images_per_prompt))[:len(prompts)]
+        with tqdm(total=seeds.numel(), desc=title, leave=False, disable=self.ranks.hide) as bar:
             return sample_rollout(policy, prompts, encode_prompts(self.pipe, prompts, warn=False), self.empty_embeds, seeds, latent_shape(self.pipe),
-                                  with_reference=with_reference, batch_size=c.batch_size, progress=bar.update)
+                                  with_reference=with_reference, batch_size=c.batch_size, progress=bar.update, finished=finished)
 
     def run_epoch(self, epoch: int) -> dict[str, float]: # its row of `metrics.csv`
         "One pass of Algorithm 1's outer loop; `epoch` counts from 0."
         c, started = self.config, time.perf_counter()
-        prompts = draw_prompts(self.prompts, c.prompts_per_epoch, c.seed, epoch)
-        rollout = self.sample(prompts, epoch)
-        pictures = decode_latents(self.pipe, rollout.latents[:, :, -1].flatten(0, 1), c.batch_size)
-        rewards, terms, kept = score_epoch(self.reward, pictures, prompts, c)
-        rollout, rewards, self.learning = keep_prompts(rollout, kept), rewards.to(self.pipe.unet.device), True
-        updates = update_policy(self.policy, self.optimizer, self.objective, rollout, rewards, c, epoch)
-        warn_of_spike(updates["largest_grad_norm"], self.grad_norms, epoch + 1)
-        row = epoch_row(epoch + 1, rollout, rewards, terms, updates, time.perf_counter() - started, c.online, self.reward_queries)
-        self.record(row, pictures)
+        rollout, scored = self.collect(self.ranks.share(draw_prompts(self.prompts, c.prompts_per_epoch, c.seed, epoch)), epoch)
+        rewards, terms = self.ranks.gather(scored.rewards), {name: self.ranks.gather(term) for name, term in scored.terms.items()}
+        self.learning = True
+        with self.ranks.together(FloatingPointError): updates = update_policy(self.policy, self.optimizer, self.objective, rollout, rewards.to(self.pipe.unet.device), c, epoch, self.ranks)
+        if self.ranks.main: warn_of_spike(updates["largest_grad_norm"], self.grad_norms, epoch + 1)
+        row = epoch_row(epoch + 1, whole_batch(rollout, self.ranks)[0], rewards, terms, updates, time.perf_counter() - started, c.online, self.reward_queries)
+        self.record(row, scored.pictures)
         return row
 
-    def record(self, row: dict, pictures: list[Image.Image]): # from `epoch_row`; N·B of them
+    def collect(self, prompts: list[str], epoch: int) -> tuple[Rollout, Scoring]: # of the prompts that could be scored
+        "Sample this process's prompts and, meanwhile, score them."
+        c = self.config
+        with Scoring(self.reward, prompts, c) as scoring:
+            def finished(latents): scoring.add(decode_latents(self.pipe, latents, c.batch_size))
+            with self.ranks.together(): rollout = self.sample(prompts, epoch, "sampling", finished)
+            with self.ranks.together(every=c.on_reward_error == "skip_prompt"): scoring.wait()
+        return keep_prompts(rollout, scoring.kept), scoring
+
+    def record(self, row: dict, pictures: list[Image.Image]): # from `epoch_row`; of this process's prompts
         "Write an epoch's row, and now and then its pictures and a checkpoint."
+        states = self.ranks.exchange(random_states())
+        with self.ranks.together():
+            if self.ranks.main: append_rows(self.folder/"metrics.csv", [row])
+            self.epochs_done, self.reward_queries, self.learning, self.random = row["epoch"], row["reward_queries"], False, states
+            self.grad_norms.append(row["grad_norm"])
+            if self.ranks.main: self.report(row, pictures)
+
+    def report(self, row: dict, pictures: list[Image.Image]):
+        "What an epoch leaves behind beside its row."
         c, epoch = self.config, row["epoch"]
-        append_rows(self.folder/"metrics.csv", [row])
-        self.epochs_done, self.reward_queries, self.learning = epoch, row["reward_queries"], False
-        self.grad_norms.append(row["grad_norm"])
         self.accelerator.log(row, step=epoch)
         if epoch == 1 or epoch % c.save_every == 0: contact_sheet(pictures, c.images_per_prompt).save(self.folder/f"samples/epoch_{epoch:04}.png")
         if epoch % c.save_every == 0 or epoch == c.epochs: self.save_checkpoint()
@@ -1060,18 +1241,19 @@ class Trainer(Saving):
         rows = compare(self.base, tuned, self.config, self.config.eval_prompts or self.config.prompts)
         append_rows(self.folder/"evaluation.csv", rows)
         self.draw(tuned)
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers: tracker.finish()
         print(f"{len(self.eval_prompts)} prompts x {self.config.eval_images_per_prompt} pictures, same seeds:\n{before_after(rows)}\nrun folder: {self.folder}")
 
     def rescue(self, error: BaseException):
         "Keep what there is when a run ends early; a checkpoint only of weights that are whole: after an epoch's last update, and not gone astray."
-        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"stopped by {type(error).__name__}"
+        kind = error.kind if isinstance(error, Elsewhere) else type(error).__name__
+        reason = "interrupted" if kind == "KeyboardInterrupt" else f"stopped by {kind}"
         print(f"{reason} after {self.epochs_done} of {self.config.epochs} epochs; to go on: prdp_train --resume {self.folder}")
         if self.base is None: return # nothing was learnt, and an earlier part of the run may have left its model
         try:
             with self.averaged(): self.save_model("final")
             print(f"the model as it was then is in {self.folder/'final'}, what was measured in {self.folder}")
-            if self.epochs_done > self.epochs_saved and not self.learning and not isinstance(error, FloatingPointError): self.save_checkpoint()
+            if self.epochs_done > self.epochs_saved and not self.learning and kind != "FloatingPointError": self.save_checkpoint()
             with self.averaged(): self.draw(evaluate(self.pipe, self.eval_prompts[:8], {}, self.config, 1))
         except Exception as problem: print(f"not everything of the run could be saved: {problem}")
 
@@ -1150,6 +1332,7 @@ def run_command(
     "Run a command's work; errors that name what was wrong become one line instead of a traceback."
     try: work()
     except KeyboardInterrupt: return 130
+    except Elsewhere: return 1
     except (ValueError, OSError, ImportError, RewardError, FloatingPointError, MemoryError) as error:
         print(f"{name}: error: {' '.join(map(str.strip, str(error).splitlines()))}", file=sys.stderr)
         return 1

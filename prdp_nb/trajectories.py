@@ -113,6 +113,7 @@ def sample_rollout(
     with_reference: bool = True, # also score under π_ref; False where θ is still the reference, as in the first epoch
     batch_size: int = 32, # images denoised together; with guidance the UNet sees twice as many
     progress=None, # called with the number of new images after each batch
+    finished=None, # called with the last latents (M, C, H, W) of each batch, in order
 ) -> Rollout:
     "Sample B trajectories for each prompt. Raises `FloatingPointError` for latents that are not finite, `ValueError` for shapes that do not fit, `MemoryError` where the GPU is too small."
     seeds, device = torch.as_tensor(seeds), policy.schedule.std.device
@@ -131,6 +132,7 @@ def sample_rollout(
                 with policy.reference() as reference: log_probs_ref = score_trajectories(reference, latents, embeds, empty_embeds)
             parts.append((latents, log_probs, log_probs_ref))
             if progress: progress(len(image))
+            if finished: finished(latents[:, -1])
     return Rollout(list(prompts), prompt_embeds, empty_embeds, *(torch.cat(part).unflatten(0, tuple(seeds.shape)) for part in zip(*parts)))
 
 # %% ../nbs/02_trajectories.ipynb #9f70f9a1

@@ -11,3 +11,17 @@ def prompt_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("prompts")/"animals.txt"
     path.write_text("a painting of a fox\na painting of a duck\na painting of a cow\n")
     return path
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    "A pipeline of 16-pixel pictures around a UNet with random weights, for runs of hundreds of epochs."
+    from prdp_nb.emoji import load_pipeline
+    from prdp_nb.emoji_training import make_unet
+    from prdp_nb.models import quiet_loading
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    with quiet_loading():
+        pipe = load_pipeline()
+        pipe.unet = make_unet(sample_size=2, block_out_channels=(16, 32))
+        pipe.save_pretrained(folder)
+    return folder

@@ -43,7 +43,7 @@ def test_the_memory_of_an_objective_lasts_a_run(tmp_path):
 def test_offline_scores_the_pictures_of_the_reference(tmp_path, monkeypatch):
     trainer, seen = tiny(tmp_path, online=False), []
     base, sample = tiny(tmp_path), trainer.sample
-    monkeypatch.setattr(trainer, "sample", lambda prompts, epoch, title="": seen.append((prompts, epoch, sample(prompts, epoch, title))) or seen[-1][2])
+    monkeypatch.setattr(trainer, "sample", lambda prompts, epoch, *rest: seen.append((prompts, epoch, sample(prompts, epoch, *rest))) or seen[-1][2])
     metrics = read_metrics(trainer.train())
     (_, _, first), (prompts, epoch, second) = seen[1:] # the first of all measures the noise floor
     torch.testing.assert_close(second.latents, base.sample(prompts, epoch).latents)

@@ -1,4 +1,5 @@
-"The memory of an update is set by the chunk, not by the number of denoising steps T."
+"The memory of an update is set by the chunk, not by the number of denoising steps T, nor by the epochs before it."
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from prdp_nb.models import trainable_parameters
 from prdp_nb.objectives import prdp_loss
 from prdp_nb.trajectories import Rollout, score
 from prdp_nb.diffusion import GuidedPolicy, noise_schedule
-from prdp_nb.training import OBJECTIVES, Config, update_policy
+from prdp_nb.training import OBJECTIVES, Config, Trainer, update_policy
 
 IMAGES, CHUNK = 2, 8
 
@@ -80,3 +81,21 @@ def test_resident_memory_does_not_depend_on_T():
     print(f"peak resident memory: T = 5 {few:.0f} MB, T = 50 {many:.0f} MB, T = 50 with the whole graph {naive:.0f} MB")
     assert many <= 1.05*few
     assert naive > 1.05*few
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_epochs(tiny_model, prompt_file, tmp_path):
+    "Of 150 epochs, or as many as `PRDP_EPOCHS` says: after nine tenths of them within 2 % of after one tenth. The issue's 1000: `PRDP_EPOCHS=1000 pytest tests/test_memory.py -k epochs`."
+    epochs, resident = int(os.environ.get("PRDP_EPOCHS", 150)), {}
+    config = Config(model=str(tiny_model), prompts=str(prompt_file), output_dir=str(tmp_path/"run"), epochs=epochs, prompts_per_epoch=1, images_per_prompt=2, num_inference_steps=1,
+                    learning_rate=1e-5, reward="colourfulness", eval_images_per_prompt=1, eval_rewards=(), save_every=max(1, epochs//20), keep_checkpoints=2)
+    trainer = Trainer(config)
+    record = trainer.record
+    def measured(row, pictures):
+        record(row, pictures)
+        resident[row["epoch"]] = int(Path("/proc/self/statm").read_text().split()[1])
+    trainer.record = measured
+    trainer.train()
+    early, late = (resident[epoch]*os.sysconf("SC_PAGE_SIZE")/2**20 for epoch in (epochs//10, epochs - epochs//10))
+    print(f"resident memory of {epochs} epochs: {early:.1f} MB after {epochs//10}, {late:.1f} MB after {epochs - epochs//10}")
+    assert late <= 1.02*early

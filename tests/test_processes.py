@@ -1,0 +1,166 @@
+"""Two processes against one: the same run, to rounding; one that dies takes the other with it, and the run goes on. They are started by torchrun, as by
+`accelerate launch`, and speak over gloo on the CPU. As a script this file is what the processes of the first test do."""
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prdp_nb.prompts import draw_prompts
+from prdp_nb.training import Config, Trainer, join_ranks, read_metrics, run_command, saved_checkpoints, train_command, trainable_parameters
+
+TINY = dict(epochs=3, prompts_per_epoch=3, images_per_prompt=2, num_inference_steps=3, updates_per_epoch=2, kl_weight=30, clip_range=float("inf"), learning_rate=3e-4, batch_size=2, chunk_size=6,
+            reward="colourfulness", eval_images_per_prompt=1, eval_rewards=(), save_every=1, reward_retries=0)
+ENV = os.environ | dict(OMP_NUM_THREADS="1", TQDM_DISABLE="1", PYTHONUNBUFFERED="1", ACCELERATE_USE_CPU="true")
+
+
+def picky(images, prompts):
+    "A reward that fails on foxes, but only in the thread that scores an epoch."
+    if any("fox" in prompt for prompt in prompts) and threading.current_thread() is not threading.main_thread(): raise ValueError("no foxes today")
+    return [float(np.asarray(image).std()) for image in images]
+
+
+def contrast(images, prompts):
+    return [float(np.asarray(image).std()) for image in images]
+
+
+RUNS = { # three prompts: the first process gets two of them, the second one
+    "full": (contrast, dict(adapter="full", learning_rate=2e-5)),
+    "lora": (None, dict(reward="2*colourfulness + 0.1*jpeg_compressibility")),
+    "skip": (picky, dict(objective="ddpo_batch", on_reward_error="skip_prompt", epochs=4)),
+    "draw": (contrast, dict(objective="dpok", cell_fraction=0.5, updates_per_epoch=1, epochs=1)),
+}
+
+
+def train(name, folder, model, prompts):
+    reward, fields = RUNS[name]
+    trainer = Trainer(Config(**(TINY | dict(model=str(model), prompts=str(prompts), output_dir=str(folder/name)) | fields)), reward=reward)
+    trainer.train()
+    return trainer
+
+
+def worker(folder, model, prompts):
+    "What each of the two processes does: every run, one that goes wrong, and one that is refused."
+    digests = {name: hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in trainable_parameters(train(name, folder, model, prompts).policy))).hexdigest() for name in RUNS}
+    common = TINY | dict(model=str(model), prompts=str(prompts))
+    straight = Trainer(Config(**common | dict(output_dir=str(folder/"straight"), epochs=8))).train()
+    status = run_command("prdp_train", Trainer(Config(**common | dict(output_dir=str(folder/"fails"))), reward=picky).train)
+    try: Trainer(Config(**common | dict(output_dir=str(folder/"refused"), prompts_per_epoch=1)))
+    except ValueError as error: refusal = str(error)
+    rank = join_ranks().rank
+    (folder/f"{rank}.json").write_text(json.dumps(dict(digests=digests, status=status, refusal=refusal, epochs=len(read_metrics(straight)["epoch"]))))
+
+
+def torchrun(*arguments):
+    "The command line that starts two processes."
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *map(str, arguments)]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, tiny_model, prompt_file):
+    "The runs of two processes, and what they said."
+    folder = tmp_path_factory.mktemp("two")
+    done = subprocess.run(torchrun(__file__, folder, tiny_model, prompt_file), env=ENV, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, done
+
+
+def weights(run, where="final"):
+    files = sorted(path for path in (run/where).rglob("*.safetensors") if path.parent.name in (Path(where).name, "unet"))
+    return torch.cat([value.flatten().double() for file in files for _, value in sorted(load_file(file).items())])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_learn_what_one_learns(name, two, tiny_model, prompt_file, tmp_path):
+    """A chunk holds the cells of one prompt, and the second process has one chunk: so both ways add the same gradients in the same order, and must end at the same bits.
+    Not so where cells are drawn: there the chunks are others."""
+    one = train(name, tmp_path, tiny_model, prompt_file).folder
+    numbers, expected = read_metrics(two[0]/name), read_metrics(one)
+    assert list(numbers) == list(expected)
+    for column in set(expected) - {"seconds"}: np.testing.assert_allclose(numbers[column], expected[column], rtol=1e-6, err_msg=column)
+    if name == "draw": return
+    ours, theirs, first = weights(two[0]/name), weights(one), weights(one, "checkpoints/epoch_0001")
+    assert torch.equal(ours, theirs) and (first - theirs).norm() > 1e-4*theirs.norm()
+    if name == "skip": # and in some epoch the second process has nothing at all to learn from
+        assert set(np.diff(expected["reward_queries"])) == {4}
+        assert "a painting of a fox" in [draw_prompts(prompt_file.read_text().splitlines(), 3, 0, epoch)[-1] for epoch in range(4)]
+
+
+def test_both_processes_hold_the_same_weights(two):
+    first, second = (json.loads((two[0]/f"{rank}.json").read_text()) for rank in range(2))
+    assert first["digests"] == second["digests"] and len(set(first["digests"].values())) == len(RUNS)
+
+
+def test_a_failure_in_one_process_ends_both_and_is_said_once(two):
+    folder, done = two
+    assert [json.loads((folder/f"{rank}.json").read_text())["status"] for rank in range(2)] == [1, 1]
+    assert done.stderr.count("prdp_train: error: epoch 1: reward picky raised ValueError: no foxes today; it was asked about 2 images, image 0 of prompt 'a painting of a fox'") == 1
+    assert done.stderr.count("prdp_train: error") == 1 and done.stdout.count("stopped by RewardError after 0 of 3 epochs") == 1
+    assert weights(folder/"fails").isfinite().all()
+
+
+def test_more_processes_than_prompts_are_refused(two):
+    for rank in range(2): assert json.loads((two[0]/f"{rank}.json").read_text())["refusal"] == "prompts_per_epoch must be at least 2, one for each process, not 1"
+    assert not (two[0]/"refused").exists()
+
+
+def process_of(rank, launcher):
+    "The process number of one of the two."
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((path/"stat").read_text().rpartition(")")[2].split()[1]) == launcher and f"RANK={rank}".encode() in (path/"environ").read_bytes().split(b"\0"): return int(path.name)
+        except (OSError, ValueError): pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on(two, tiny_model, prompt_file, tmp_path):
+    run, command = tmp_path/"straight", Path(sys.executable).with_name("prdp_train")
+    fields = TINY | dict(model=tiny_model, prompts=prompt_file, output_dir=run, epochs=8)
+    flags = [part for name, value in fields.items() for part in ([f"--{name}", str(value)] if value != () else [f"--{name}"])]
+    launcher = subprocess.Popen(torchrun(command, *flags), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while launcher.poll() is None and not (run/"checkpoints/epoch_0002").exists(): time.sleep(0.002)
+    first, second = (process_of(rank, launcher.pid) for rank in range(2))
+    os.kill(second, signal.SIGKILL)
+    said, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0 and not Path(f"/proc/{first}").exists(), said
+    left = len(saved_checkpoints(run))
+    assert 2 <= left < 8
+    done = subprocess.run(torchrun(command, "--resume", run), env=ENV, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert f"going on after epoch {left}" in done.stdout
+    assert torch.equal(weights(run), weights(two[0]/"straight"))
+    state = torch.load(saved_checkpoints(run)[-1]/"training_state.pt", weights_only=True)
+    assert len(state["random"]) == 2
+    ours, theirs = (read_metrics(folder) for folder in (run, two[0]/"straight"))
+    for column in set(ours) - {"seconds"}: assert ours[column].tolist() == theirs[column].tolist()
+
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1]/"configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_accelerate_reads_the_configs(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.utils import DistributedType
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == DistributedType.MULTI_GPU and config.num_processes == 8*config.num_machines and not config.use_cpu and config.mixed_precision == "no"
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_a_sharded_model_is_refused(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    assert train_command(["--output_dir", str(tmp_path/"run")]) == 1
+    assert f"{name} is not supported: each process holds the whole model. Start it with configs/multi_gpu.yaml or torchrun" in capsys.readouterr().err
+    assert not (tmp_path/"run").exists()
+
+
+if __name__ == "__main__": worker(*map(Path, sys.argv[1:]))

@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help venv demo test export readme docs build
+.PHONY: help venv demo test bench export readme docs build
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
@@ -25,6 +25,14 @@ test: venv ## sync, README, lint, every notebook, every test
 	$(BIN)/python tools/readme.py --check
 	$(BIN)/ruff check
 	$(BIN)/pytest --durations=0 --durations-min=1
+
+bench: venv ## measure what training costs and write benchmarks/README.md: over an hour, and an environment with TRL
+	$(BIN)/python benchmarks/epoch.py bare
+	$(BIN)/python benchmarks/epoch.py memory
+	$(BIN)/python benchmarks/epoch.py growth
+	$(BIN)/python benchmarks/beside_trl.py
+	$(BIN)/python benchmarks/subset.py
+	$(BIN)/python benchmarks/table.py
 
 export: venv ## write the modules anew from the notebooks, and clean these
 	find prdp_nb -name '*.py' -delete

@@ -1,0 +1,102 @@
+"""What an epoch costs: beside the bare UNet calls it must make, in memory, and as the run grows.
+
+    python benchmarks/epoch.py bare     epoch time over the time of its UNet calls alone, on the embedded model
+    python benchmarks/epoch.py memory   largest resident memory of an update against T, as tests/test_memory.py measures it
+    python benchmarks/epoch.py growth   epoch time as N, B, T and the prompt set grow, and the share of cells shrinks
+
+Each with [--rounds 3] [--tiny]. Times are taken in turns, on one thread, in seconds of the processor; results/*.csv keeps every one of them.
+"""
+import argparse, sys, tempfile, time
+from contextlib import nullcontext
+from pathlib import Path
+from unittest import mock
+import torch
+import prdp_nb.training
+from common import RESULTS, about, ready, seconds, write_rows
+from prdp_nb.diffusion import adapters_off
+from prdp_nb.models import trainable_parameters
+from prdp_nb.training import Config
+from trl_epochs import UnetCalls
+
+PARTS = dict(decoding="decode_latents", reward="score_epoch", optimizer="gradient_step") # of an epoch outside the UNet -> its function in prdp_nb.training
+UNITS = dict(prompts_per_epoch=2, images_per_prompt=4, num_inference_steps=5, cell_fraction=1.0) # N, B, T and share; each is changed by itself
+TINY = dict(prompts_per_epoch=1, images_per_prompt=2, num_inference_steps=1, cell_fraction=1.0)
+SETS = (1_000, 100_000) # prompts
+
+def config(folder: Path, **fields) -> Config: # a run of which only epochs are of interest
+    return Config.preset("emoji_small", epochs=100_000, save_every=100_000, eval_rewards=(), device="cpu", output_dir=folder, **fields)
+
+def record(policy, work) -> list[tuple]: # the UNet calls within `work`: arguments, with a graph?, with the adapter?
+    calls = []
+    def add(unet, given, named): calls.append((given, named, torch.is_grad_enabled(), bool(trainable_parameters(policy))))
+    hook = policy.unet.register_forward_pre_hook(add, with_kwargs=True)
+    try: work()
+    finally: hook.remove()
+    return calls
+
+def replay(policy, calls: list[tuple]): # the same calls, forward, and backward where there was a graph
+    for given, named, graph, adapted in calls:
+        with torch.set_grad_enabled(graph), nullcontext() if adapted else adapters_off(policy.unet): output = policy.unet(*given, **named)[0]
+        if graph: output.sum().backward()
+    policy.unet.zero_grad()
+
+def timed_parts(work) -> tuple[tuple[float, float], dict[str, float]]: # seconds of the work, and of each of PARTS within it
+    spent = dict.fromkeys(PARTS, 0.0)
+    def clocked(part, function):
+        def run(*given, **named):
+            start = time.process_time()
+            try: return function(*given, **named)
+            finally: spent[part] += time.process_time() - start
+        return run
+    with mock.patch.multiple(prdp_nb.training, **{name: clocked(part, getattr(prdp_nb.training, name)) for part, name in PARTS.items()}): return seconds(work), spent
+
+def bare(folder: Path, rounds: int, tiny: bool) -> list[dict]:
+    trainer = ready(config(folder/"run", prompts_per_epoch=1 if tiny else 2, **dict(num_inference_steps=2, images_per_prompt=2) if tiny else {}))
+    images, rows = trainer.config.prompts_per_epoch*trainer.config.images_per_prompt, []
+    counted = UnetCalls(trainer.policy.unet)
+    calls = record(trainer.policy, lambda: trainer.run_epoch(1))
+    evaluations = counted.per_image(images)
+    for turn in range(rounds):
+        (cpu, wall), parts = timed_parts(lambda: trainer.run_epoch(turn + 2))
+        alone = seconds(lambda: replay(trainer.policy, calls))
+        for kind, times, extra in (("epoch", (cpu, wall), parts), ("bare", alone, dict.fromkeys(parts, 0.0))):
+            rows.append(dict(kind=kind, turn=turn, images=images, seconds=round(times[0], 3), wall=round(times[1], 3), **{p: round(s, 3) for p, s in extra.items()}, **evaluations, **about()))
+        print(f"epoch {cpu:.2f} s, its UNet calls alone {alone[0]:.2f} s, ratio {cpu/alone[0]:.3f}", flush=True)
+    return rows
+
+def memory(folder: Path, rounds: int, tiny: bool) -> list[dict]:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]/"tests"))
+    from test_memory import naive_update, resident_megabytes, update
+    works = [(update, steps) for steps in ((1, 2) if tiny else (5, 20, 50))] + [(naive_update, 2 if tiny else 50)]
+    return [dict(work=work.__name__, steps=steps, megabytes=round(resident_megabytes(work, steps), 1), **about()) for work, steps in works]
+
+def settings(base: dict, folder: Path) -> dict[tuple, dict]: # axis and value -> fields; "base" holds the values the others are compared with
+    files = []
+    for size in SETS:
+        files.append(folder/f"{size}.txt")
+        files[-1].write_text("\n".join(f"a painting of scene number {i}" for i in range(size)))
+    grown = [(name, 2*base[name]) for name in ("prompts_per_epoch", "images_per_prompt", "num_inference_steps")] + [("cell_fraction", f) for f in (0.5, 0.25)]
+    found = {("base", 1): base | dict(prompts=str(files[0]))} | {(name, value): base | {name: value} | dict(prompts=str(files[0])) for name, value in grown}
+    return found | {("prompt_set", SETS[1]/SETS[0]): base | dict(prompts=str(files[1]))}
+
+def growth(folder: Path, rounds: int, tiny: bool) -> list[dict]:
+    base = TINY if tiny else UNITS
+    trainers = {key: ready(config(folder/f"{key[0]}_{key[1]}", eval_prompts="emoji_names", **fields)) for key, fields in settings(base, folder).items()}
+    rows = []
+    for turn in range(rounds):
+        for (axis, value), trainer in trainers.items():
+            cpu, wall = seconds(lambda: trainer.run_epoch(turn + 1))
+            rows.append(dict(axis=axis, value=value, factor=value/base.get(axis, 1), turn=turn, seconds=round(cpu, 3), wall=round(wall, 3), **about()))
+            print(axis, value, f"{cpu:.2f} s", flush=True)
+    return rows
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("bare", "memory", "growth"))
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the tables")
+    parser.add_argument("--tiny", action="store_true", help="a run of seconds, to see that it works")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        write_rows(options.results/f"{options.part}.csv", globals()[options.part](Path(folder), options.rounds, options.tiny))

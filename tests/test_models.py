@@ -397,33 +397,42 @@ def test_pictures_that_overflow_in_float16_are_no_black_pictures(tiny):
         decode_latents(pipe, torch.full((1, 4, 8, 8), 6e4))
 
 
-FULL = { # what runs out of memory, at which call of the second epoch -> the option to change, in which words
-    "sampling": (trajectories, "sample_trajectories", 1, "sampling with batch_size 4: try batch_size 2"),
-    "reference": (trajectories, "score_trajectories", 1, "sampling with batch_size 4: try batch_size 2"),
-    "scoring": (trajectories, "score_trajectories", 2, "scoring with batch_size 4: try batch_size 2"),
-    "backward": (torch.Tensor, "backward", 1, "going backward with chunk_size 3: try chunk_size 1"),
-    "decoding": (AutoencoderKL, "decode", 1, "decoding with batch_size 4: try batch_size 2")}
-
-
-@pytest.mark.parametrize("what", FULL)
-def test_a_gpu_that_is_too_small(what, tiny, tmp_path, monkeypatch):
-    owner, name, at, says = FULL[what]
-    trainer = Trainer(config(tmp_path/"run", tiny, batch_size=4, chunk_size=3), reward=contrast)
-    original, calls = getattr(owner, name), []
+def runs_out(owner, name, monkeypatch, when=lambda: True):
+    "That function needs more memory than the GPU has."
+    original = getattr(owner, name)
     def full(*given, **named):
-        if trainer.epochs_done == 1: calls.append(name)
-        if len(calls) >= at: raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        if when(): raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
         return original(*given, **named)
     monkeypatch.setattr(owner, name, full)
-    with pytest.raises(MemoryError, match=f"epoch 2: out of GPU memory while {says}"): trainer.train()
-    monkeypatch.undo()
+
+
+def test_a_gpu_that_is_too_small_for_one_of_the_parts_of_an_epoch(tiny, monkeypatch):
+    pipe = load_pipeline(tiny)
+    policy, rollout = start(tiny)
+    def again(): sample_rollout(policy, PROMPTS, rollout.prompt_embeds, rollout.empty_embeds, torch.arange(4).view(2, 2), (4, 8, 8), batch_size=64)
+    for owner, name, work, says in (
+            (trajectories, "sample_trajectories", again, "sampling with batch_size 4: try batch_size 2"), # there are no more than 4 to sample
+            (trajectories, "score_trajectories", again, "sampling with batch_size 4: try batch_size 2"),
+            (trajectories, "score_trajectories", lambda: score(policy, rollout, batch_size=3), "scoring with batch_size 3: try batch_size 1"),
+            (torch.Tensor, "backward", lambda: gradient(policy, rollout, torch.ones(2, 2, 3), chunk_size=8), "going backward with chunk_size 8: try chunk_size 4"),
+            (torch.Tensor, "backward", lambda: gradient(policy, rollout, torch.ones(2, 2, 3), chunk_size=1), "with chunk_size 1: try dtype bfloat16 or float16, gradient_checkpointing true, or adapter lora"),
+            (AutoencoderKL, "decode", lambda: decode_latents(pipe, rollout.latents[:, :, -1].flatten(0, 1), 2), "decoding with batch_size 2: try batch_size 1")):
+        with monkeypatch.context() as patch:
+            runs_out(owner, name, patch)
+            with pytest.raises(MemoryError, match=f"out of GPU memory while .*{says}"): work()
+
+
+def test_a_run_that_is_out_of_memory_goes_on_with_smaller_chunks(tiny, tmp_path, monkeypatch):
+    trainer = Trainer(config(tmp_path/"run", tiny, chunk_size=3), reward=contrast)
+    with monkeypatch.context() as patch:
+        runs_out(torch.Tensor, "backward", patch, lambda: trainer.epochs_done == 1)
+        with pytest.raises(MemoryError, match="epoch 2: out of GPU memory while going backward with chunk_size 3: try chunk_size 1"): trainer.train()
     assert newest_intact(tmp_path/"run").name == "epoch_0001"
-    Trainer.resume(tmp_path/"run", contrast, batch_size=2, chunk_size=1).train()
+    Trainer.resume(tmp_path/"run", contrast, chunk_size=1).train()
     assert read_metrics(tmp_path/"run")["epoch"].tolist() == [1, 2]
 
 
 def test_the_pictures_of_an_evaluation_need_memory_too_and_the_command_says_so_in_a_line(tiny, tmp_path, monkeypatch, capsys):
-    def full(*given, **named): raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
-    monkeypatch.setattr(StableDiffusionPipeline, "__call__", full)
+    runs_out(StableDiffusionPipeline, "__call__", monkeypatch)
     assert train_command(flags(config(tmp_path/"run", tiny, batch_size=2))) == 1
     assert "evaluation before: out of GPU memory while sampling with batch_size 2: try batch_size 1" in one_line(capsys)

@@ -190,7 +190,8 @@ def test_what_is_not_on_the_hub(load_from_this_machine, address):
 
 def test_evaluation_sets_are_known():
     for training, tests in EVALUATION_SETS.items(): assert {training, *tests["seen"], *tests["unseen"]} <= {*PROMPT_SETS}
-    assert len(EVALUATION_SETS["hpdv2_train"]["unseen"]) == 5
+    unseen = ("pickapic_test", "hpdv2_animation", "hpdv2_concept_art", "hpdv2_painting", "hpdv2_photo")
+    assert EVALUATION_SETS["hpdv2_train"] == dict(seen=("hpdv2_seen",), unseen=unseen) and EVALUATION_SETS["pickapic_train"] == dict(seen=(), unseen=unseen)
 
 def test_small_sets_load_nothing():
     code = """import sys

@@ -1,12 +1,13 @@
 "The reward models on small checkpoints in the true formats with the true keys; LAION's own head where it is at hand."
-import json, os, pickle, subprocess, sys, warnings
+import json, os, pickle, subprocess, sys, types, warnings
 from pathlib import Path
 import httpx, huggingface_hub, numpy as np, open_clip, pytest, torch, transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torchvision.transforms import InterpolationMode, functional as F
-from prdp_nb.rewards import (CLIP_FILES, CLIP_MEAN, CLIP_STD, LOADED, AestheticHead, Aesthetic, CLIPScore, HPSv2, ImageReward, PickScore, RewardError, WeightedSum,
-                             clip_pixels, clip_tokenizer, compute_rewards, embed_images, load_reward, load_weights)
+from prdp_nb.rewards import (CLIP_FILES, CLIP_MEAN, CLIP_STD, HPS_FILES, LOADED, AestheticHead, Aesthetic, CLIPScore, HPSv2, ImageReward, PickScore, RewardError, WeightedSum,
+                             clip_pixels, clip_tokenizer, compute_rewards, embed_images, load_reward, load_weights, parse_reward)
+from prdp_nb.training import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = Path(os.environ.get("PRDP_LAION_HEAD", ROOT.parent/"shared"/"data"/"laion_aesthetic_head.pth"))
@@ -35,9 +36,9 @@ def write_clip(folder, width=12):
 
 class SmallHPSv2(HPSv2): architecture = "small-hps"
 
-def write_hps(folder, name=HPS_FILE):
+def write_hps(folder, name=HPS_FILE, seed=1):
     "A small open_clip model, as HPSv2 is published."
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     config = dict(embed_dim=12, vision_cfg=dict(image_size=32, layers=2, width=16, head_width=8, patch_size=8),
                   text_cfg=dict(context_length=77, vocab_size=49408, width=16, heads=2, layers=2))
     (folder/"small-hps.json").write_text(json.dumps(config))
@@ -102,6 +103,12 @@ def test_hpsv2_is_open_clip_s_cosine(weights, batch_size):
     torch.testing.assert_close(scores, by_open_clip(weights/HPS_FILE, photographs(), PROMPTS), atol=1e-5, rtol=0)
     assert scores.std() > 0.01
 
+def test_each_version_of_hpsv2_reads_its_own_file(weights, tmp_path):
+    for seed, name in enumerate(HPS_FILES.values()): write_hps(tmp_path, name, seed)
+    scores = {version: compute_rewards(SmallHPSv2(version, tmp_path, "cpu"), photographs(), PROMPTS) for version in HPS_FILES}
+    for version, name in HPS_FILES.items(): torch.testing.assert_close(scores[version], by_open_clip(tmp_path/name, photographs(), PROMPTS), atol=1e-5, rtol=0)
+    assert HPS_FILES == {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"} and (scores["v2.0"] - scores["v2.1"]).abs().max() > 0.01
+
 @pytest.mark.parametrize("reward", [PickScore, CLIPScore])
 @pytest.mark.parametrize("batch_size", [2, 32])
 def test_clip_scores_are_transformers_cosine(weights, reward, batch_size):
@@ -111,10 +118,11 @@ def test_clip_scores_are_transformers_cosine(weights, reward, batch_size):
     torch.testing.assert_close(scores*scorer.towers.model.logit_scale.exp(), scaled, atol=1e-4, rtol=0)
     assert scores.std() > 0.01
 
-def test_aesthetic_is_the_head_on_the_unit_vector(weights):
+@pytest.mark.parametrize("batch_size", [2, 32])
+def test_aesthetic_is_the_head_on_the_unit_vector(weights, batch_size):
     model, processor = transformers.CLIPModel.from_pretrained(weights, dtype=torch.float32).eval(), transformers.CLIPImageProcessorPil.from_pretrained(weights)
     with torch.no_grad(): vectors = model(**processor(photographs(), return_tensors="pt"), input_ids=torch.full((1, 2), 49407)).image_embeds
-    scores = compute_rewards(Aesthetic(weights, weights, "cpu"), photographs(), PROMPTS)
+    scores = compute_rewards(Aesthetic(weights, weights, "cpu", batch_size=batch_size), photographs(), PROMPTS)
     np.testing.assert_allclose(scores, by_numpy(weights/"aesthetic-model.pth", vectors.double().numpy()), atol=1e-5)
 
 @pytest.mark.skipif(not HEAD.is_file(), reason=f"LAION's head is not at {HEAD}; PRDP_LAION_HEAD may name another place")
@@ -127,13 +135,27 @@ def test_laion_s_own_head(tmp_path):
     scores = compute_rewards(scorer, photographs(), PROMPTS)
     np.testing.assert_allclose(scores, by_numpy(HEAD, embed_images(scorer.towers, photographs()).double().numpy()), atol=2e-5)
 
+SUM = "10*pickscore + 2*hpsv2 + 0.05*aesthetic"
+
+def sum_by_hand(weights):
+    vectors = embed_images(PickScore(weights, "cpu").towers, photographs()).double().numpy()
+    return (10*by_transformers(weights, photographs(), PROMPTS)[0].double() + 2*by_open_clip(weights/HPS_FILE, photographs(), PROMPTS).double()
+            + 0.05*torch.tensor(by_numpy(weights/"aesthetic-model.pth", vectors))).float()
+
 def test_the_paper_s_sum_is_the_sum_by_hand(weights):
     several = 10*PickScore(weights, "cpu") + 2*SmallHPSv2(weights=weights, device="cpu") + 0.05*Aesthetic(weights, weights, "cpu")
-    vectors = embed_images(PickScore(weights, "cpu").towers, photographs()).double().numpy()
-    by_hand = (10*by_transformers(weights, photographs(), PROMPTS)[0].double() + 2*by_open_clip(weights/HPS_FILE, photographs(), PROMPTS).double()
-               + 0.05*torch.tensor(by_numpy(weights/"aesthetic-model.pth", vectors)))
     assert isinstance(several, WeightedSum) and str(several) == "10*PickScore + 2*HPSv2 + 0.05*Aesthetic"
-    torch.testing.assert_close(compute_rewards(several, photographs(), PROMPTS), by_hand.float(), atol=2e-4, rtol=0)
+    torch.testing.assert_close(compute_rewards(several, photographs(), PROMPTS), sum_by_hand(weights), atol=2e-4, rtol=0)
+
+def test_the_paper_s_sum_as_text(weights, tmp_path, monkeypatch):
+    fill_cache(weights, tmp_path, monkeypatch, {"yuvalkirstain/PickScore_v1": CLIP_FILES})
+    assert parse_reward(SUM) == [(10, "pickscore"), (2, "hpsv2"), (0.05, "aesthetic")] and Config.preset("paper_large_multi").reward == SUM
+    torch.testing.assert_close(compute_rewards(SUM, photographs(), PROMPTS), sum_by_hand(weights), atol=2e-4, rtol=0)
+
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
+def test_towers_are_where_and_what_was_asked_for(weights):
+    for reward in (PickScore(weights, "meta", torch.float16), SmallHPSv2(weights=weights, device="meta", dtype=torch.float16)):
+        assert {(p.device.type, p.dtype) for p in reward.towers.model.parameters()} == {("meta", torch.float16)}
 
 def test_half_precision_is_near_and_returns_float32(weights):
     for reward in (PickScore(weights, "cpu"), SmallHPSv2(weights=weights, device="cpu")):
@@ -294,19 +316,23 @@ def test_the_clip_of_the_aesthetic_rating_is_asked_for_once_its_head_is_here(wei
     said = message(Aesthetic(head=weights, device="cpu"))
     assert "needs config.json and model.safetensors of https://huggingface.co/openai/clip-vit-large-patch14" in said and "Aesthetic(weights=PATH)" in said
 
-def test_a_cache_folder_that_was_copied_serves_without_the_hub(weights, tmp_path, monkeypatch):
-    for repository, names in {"xswu/HPSv2": [HPS_FILE], "openai/clip-vit-large-patch14": CLIP_FILES, "trl-lib/ddpo-aesthetic-predictor": ["aesthetic-model.pth"]}.items():
-        folder = tmp_path/f"models--{repository.replace('/', '--')}"
+def fill_cache(weights, folder, monkeypatch, more={}):
+    "A cache of the hub with the small checkpoints under their true names, and no network."
+    for repository, names in ({"xswu/HPSv2": [HPS_FILE], "openai/clip-vit-large-patch14": CLIP_FILES, "trl-lib/ddpo-aesthetic-predictor": ["aesthetic-model.pth"]} | more).items():
+        place = folder/f"models--{repository.replace('/', '--')}"
         for name in names:
-            (folder/"snapshots"/("0"*40)).mkdir(parents=True, exist_ok=True)
-            (folder/"snapshots"/("0"*40)/name).write_bytes((weights/name).read_bytes())
-        (folder/"refs").mkdir()
-        (folder/"refs"/"main").write_text("0"*40)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+            (place/"snapshots"/("0"*40)).mkdir(parents=True, exist_ok=True)
+            (place/"snapshots"/("0"*40)/name).write_bytes((weights/name).read_bytes())
+        (place/"refs").mkdir()
+        (place/"refs"/"main").write_text("0"*40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(HPSv2, "architecture", "small-hps")
-    here = SmallHPSv2(weights=weights, device="cpu") + Aesthetic(weights, weights, "cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+def test_a_cache_folder_that_was_copied_serves_without_the_hub(weights, tmp_path, monkeypatch):
+    fill_cache(weights, tmp_path, monkeypatch)
+    here = SmallHPSv2(weights=weights, device="cpu") + Aesthetic(weights, weights, "cpu")
     assert torch.equal(compute_rewards("hpsv2 + aesthetic", photographs(), PROMPTS), compute_rewards(here, photographs(), PROMPTS))
     assert f"copy the folder it fills to {tmp_path/'models--yuvalkirstain--PickScore_v1'}" in message(PickScore())
 
@@ -314,3 +340,14 @@ def test_image_reward_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "ImageReward", None)
     said = message(ImageReward(device="cpu"))
     assert said.startswith("reward ImageReward cannot load the package image-reward (ModuleNotFoundError: ") and "in an environment of its own" in said
+
+def test_image_reward_with_its_package(monkeypatch):
+    class Model:
+        def score(self, prompt, image): return len(prompt) + image.width/1000
+    asked = []
+    monkeypatch.setitem(sys.modules, "ImageReward", types.SimpleNamespace(load=lambda name, device: asked.append((name, device)) or Model()))
+    reward = ImageReward(device="cpu")
+    assert not asked
+    scores = compute_rewards(reward, photographs(), PROMPTS)
+    np.testing.assert_allclose(scores, [len(prompt) + image.width/1000 for image, prompt in zip(photographs(), PROMPTS)], rtol=1e-6)
+    assert asked == [("ImageReward-v1.0", "cpu")]

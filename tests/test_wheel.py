@@ -1,7 +1,7 @@
 "The wheel alone, in an environment that knows neither this repository nor its notebooks' tools."
-import csv, os, shutil, subprocess, sys, sysconfig, zipfile
+import csv, json, os, shutil, subprocess, sys, sysconfig, zipfile
 from pathlib import Path
-import pytest
+import pytest, torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ["settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "prdp_nb"]
@@ -72,3 +72,21 @@ def test_wheel_trains_two_epochs(installed, tmp_path):
     run(installed, "-c", code, cwd=tmp_path)
     with open(tmp_path/"run"/"metrics.csv", newline="") as file: assert len(list(csv.DictReader(file))) == 2
     assert list((tmp_path/"run"/"final").iterdir())
+
+def test_rewards_of_the_wheel_load_nothing_until_they_score(installed, tmp_path):
+    from prdp_nb.rewards import AestheticHead, Aesthetic, PickScore, compute_rewards
+    from test_rewards import PROMPTS, SmallHPSv2, photographs, write_clip, write_hps
+    write_clip(write_hps(tmp_path))
+    torch.save(AestheticHead(12).state_dict(), tmp_path/"aesthetic-model.pth")
+    for i, picture in enumerate(photographs()): picture.save(tmp_path/f"{i}.png")
+    code = NO_TOOLS + f"""import prdp_nb.rewards as r
+before = {{"open_clip", "transformers", "huggingface_hub", "torchvision", "diffusers"}} & set(sys.modules)
+import json, open_clip
+from PIL import Image
+open_clip.add_model_config("small-hps.json")
+r.HPSv2.architecture = "small-hps"
+several = 10*r.PickScore(".", "cpu") + 2*r.HPSv2(weights=".", device="cpu") + 0.05*r.Aesthetic(".", ".", "cpu")
+print(json.dumps([sorted(before), r.compute_rewards(several, [Image.open(f"{{i}}.png") for i in range(5)], {PROMPTS!r}).tolist()]))"""
+    before, scores = json.loads(run(installed, "-W", "ignore", "-c", code, cwd=tmp_path).splitlines()[-1])
+    several = 10*PickScore(tmp_path, "cpu") + 2*SmallHPSv2(weights=tmp_path, device="cpu") + 0.05*Aesthetic(tmp_path, tmp_path, "cpu")
+    assert before == [] and scores == pytest.approx(compute_rewards(several, photographs(), PROMPTS).tolist(), abs=1e-5)

@@ -886,20 +886,25 @@ def load_trained(
     for name, value in live.items(): value.copy_(saved[name])
 
 # %% ../nbs/09_training.ipynb #6a6e8507
-def random_states() -> dict: # plain numbers and tensors
+def random_states(
+    alone: bool = True, # is this the only process here? Of several, each has a GPU, and touches no other's
+) -> dict: # plain numbers and tensors
     "The state of the generators of Python, NumPy and torch."
     name, keys, *rest = np.random.get_state()
-    return dict(python=random.getstate(), numpy=[name, keys.tolist(), *rest], torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+    cuda = [] if not torch.cuda.is_available() else torch.cuda.get_rng_state_all() if alone else [torch.cuda.get_rng_state()]
+    return dict(python=random.getstate(), numpy=[name, keys.tolist(), *rest], torch=torch.get_rng_state(), cuda=cuda)
 
 def set_random_states(
     states: dict, # from `random_states`
+    alone: bool = True, # as there
 ):
     "Have the generators go on from there."
     random.setstate(states["python"])
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, np.array(keys, np.uint32), *rest))
     torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available(): torch.cuda.set_rng_state_all(states["cuda"][:torch.cuda.device_count()])
+    first = torch.cuda.current_device() if torch.cuda.is_available() and not alone else 0
+    for device, state in enumerate(states["cuda"][:torch.cuda.device_count() if alone else 1], first): torch.cuda.set_rng_state(state, device)
 
 # %% ../nbs/09_training.ipynb #0cf5c2c9
 def save_evaluation(
@@ -1085,7 +1090,7 @@ class Saving(Setup):
             self.average.load_state_dict(state["average"])
             self.average.to(self.pipe.unet.device)
         if hasattr(self.objective, "load_state_dict"): self.objective.load_state_dict(state["objective"])
-        if self.ranks.rank < len(state["random"]): set_random_states(state["random"][self.ranks.rank])
+        if self.ranks.rank < len(state["random"]): set_random_states(state["random"][self.ranks.rank], self.ranks.count == 1)
         if self.ranks.main: write_file(self.folder/"metrics.csv", (self.checkpoint/"metrics.csv").read_bytes())
         metrics = read_metrics(self.checkpoint)
         self.epochs_done = self.epochs_saved = state["epoch"]
@@ -1214,7 +1219,7 @@ class Trainer(Saving):
 
     def record(self, row: dict, pictures: list[Image.Image]): # from `epoch_row`; of this process's prompts
         "Write an epoch's row, and now and then its pictures and a checkpoint."
-        states = self.ranks.exchange(random_states())
+        states = self.ranks.exchange(random_states(self.ranks.count == 1))
         with self.ranks.together():
             if self.ranks.main: append_rows(self.folder/"metrics.csv", [row])
             self.epochs_done, self.reward_queries, self.learning, self.random = row["epoch"], row["reward_queries"], False, states

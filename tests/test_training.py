@@ -109,7 +109,7 @@ def test_ctrl_c_leaves_a_usable_run_folder(prompt_file, tmp_path):
 
 
 BAD = [ # flags, what the one line on stderr must say
-    (["--preset", "emoji_smal"], ["emoji_smal", "'emoji_small'", "paper_large"]),
+    (["--preset", "emoji_smal"], ["emoji_smal", "'emoji_small'", "paper_large_hpsv2"]),
     (["--model", "emojy"], ["unknown model 'emojy'", "'emoji'"]),
     (["--reward", "emoji_scor"], ["unknown reward 'emoji_scor'", "'emoji_score'"]),
     (["--eval_rewards", "emoji_juge"], ["'emoji_juge'", "'emoji_judge'"]),

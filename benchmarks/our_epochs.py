@@ -18,7 +18,6 @@ def main(s: dict) -> dict:
                     num_inference_steps=s["steps"], guidance_scale=s["guidance"], lora_rank=4, clip_range=1e-4, eval_rewards=(), device="cpu", epochs=100_000, save_every=100_000,
                     output_dir=s["folder"], objective=s["objective"], cell_fraction=s["cell_fraction"], batch_size=s["sample_batch"], chunk_size=s["train_batch"])
     trainer = ready(config, reward)
-    if not s["reference"]: trainer.sample = lambda prompts, epoch, title="sampling": trainer.sample_from(trainer.policy, prompts, epoch, title, with_reference=False)
     mark, calls = fingerprint(trainer.pipe), UnetCalls(trainer.pipe.unet)
     taken = seconds(lambda: trainer.run_epoch(1)) # not 0, which has no use for the reference
     return dict(seconds=taken, **calls.per_image(s["images"]), megabytes=resident_megabytes(), fingerprint=mark, about=about())

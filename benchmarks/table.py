@@ -16,7 +16,7 @@ HEADER = """<!-- Made from benchmarks/results/*.csv by `make bench`: run a bench
 `make bench` measures all of this and writes this page; each part is also a command of its own. Seconds are of the processor, on one thread, which other programs
 disturb little; methods that are compared take turns within one run, and a ratio is one of medians. Every single measurement is in [results](results).
 """
-NAMES = dict(trl="TRL `DDPOTrainer`", ddpo="DDPO", ddpo_no_kl="DDPO, without the column `kl`", prdp="PRDP", prdp_quarter="PRDP, `cell_fraction` 0.25",
+NAMES = dict(trl="TRL `DDPOTrainer`", ddpo="DDPO", prdp="PRDP", prdp_quarter="PRDP, `cell_fraction` 0.25",
              base="a small epoch", prompts_per_epoch="N, prompts", images_per_prompt="B, pictures of a prompt", num_inference_steps="T, steps", prompt_set="prompts to draw from", cell_fraction="`cell_fraction`",
              update="an update of this package", naive_update="the whole graph at once")
 TARGETS = dict(ddpo=1.3, prdp=1.0, prdp_quarter=1.5) # images a second over TRL's
@@ -47,9 +47,9 @@ def memory(table: pd.DataFrame) -> str:
 def unet_share(runs: pd.DataFrame) -> str: # where the time of the methods goes, from what one of them does and another does not
     each = runs.assign(seconds=runs.seconds/runs.images).groupby("method")[["seconds", "forward", "trained"]].median()
     def slope(more, less, column): return (each.seconds[more] - each.seconds[less])/(each[column][more] - each[column][less])
-    forward, trained = slope("ddpo", "ddpo_no_kl", "forward"), slope("prdp", "prdp_quarter", "trained")
+    forward, trained = slope("prdp", "ddpo", "forward"), slope("prdp", "prdp_quarter", "trained")
     rest = {method: 1 - (each.forward[method]*forward + each.trained[method]*trained)/each.seconds[method] for method in each.index}
-    return (f"Where the time goes: an evaluation without a graph takes {1e3*forward:.1f} ms (DDPO with and without `kl`), one forward and backward {1e3*trained:.1f} ms (PRDP with all and a quarter of the cells). "
+    return (f"Where the time goes: an evaluation without a graph takes {1e3*forward:.1f} ms (PRDP and DDPO, which differ in how often they ask the reference), one forward and backward {1e3*trained:.1f} ms (PRDP with all and a quarter of the cells). "
             f"At these prices what is not the UNet is {rest['trl']:.0%} of TRL's time, " + ", ".join(f"{rest[m]:.0%} of {NAMES[m]}" for m in TARGETS) + ". A method can beat another by more than that only by asking the UNet less.")
 
 def beside_trl(table: pd.DataFrame) -> str:
@@ -65,8 +65,8 @@ def beside_trl(table: pd.DataFrame) -> str:
     ours, trl = runs[runs.trl.isna()], runs[runs.trl.notna()]
     return (f"`python benchmarks/beside_trl.py`: TRL {trl.trl.iloc[0]} in its own environment, unchanged, and ours, the same pipeline on both sides (UNet channels 32 and 64, two layers a block, 16x16x4 latents, LoRA of rank 4): {best.images} images an epoch, T = {SETTING['steps']}, guidance {SETTING['guidance']:g}, one "
             f"optimizer step an epoch, {runs.turn.max() + 1} measurement(s) of each. Batches of TRL, sampled and trained at once: {scan}; all methods below have {best.sample_batch} and {best.train_batch}.\n\n{markdown(rows)}\n\n"
-            "An evaluation is one sample through the UNet; with guidance a picture needs two a step. `DDPO` scores the pretrained model too, for the column `kl` of metrics.csv alone; the row after it is the same "
-            f"without that. {unet_share(runs)}\n\n{where(ours)}\n\n{where(trl, ' (TRL)')}")
+            "An evaluation is one sample through the UNet; with guidance a picture needs two a step. PRDP scores the pretrained model on every picture, DDPO on one of each prompt, for the column `kl` of metrics.csv. "
+            f"{unet_share(runs)}\n\n{where(ours)}\n\n{where(trl, ' (TRL)')}")
 
 def subset(table: pd.DataFrame) -> str:
     rows = [{"`cell_fraction`": r.cell_fraction, "seed": r.seed, "epochs": r.epochs, "seconds": f"{r.seconds:.0f}", "seconds an epoch": f"{r.epoch_seconds:.1f}", "reward before": f"{r.reward_before:.4f}",

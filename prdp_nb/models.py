@@ -47,7 +47,7 @@ MODELS = {"emoji": "prdp_nb.emoji:load_pipeline"} # name -> "module:function" fr
 
 def why_not_loaded(
     error: OSError, # from diffusers, which takes a hub that cannot be reached for one that lacks a file
-) -> str:
+) -> str: # the reason, for a message
     "What the hub said, in a line."
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
     if isinstance(error.__context__, LocalEntryNotFoundError): return "the hub cannot be reached, and it was not downloaded before"
@@ -97,8 +97,8 @@ def warn_truncated(
 # %% ../nbs/08_models.ipynb #d739261d
 @contextmanager
 def lent(
-    module: torch.nn.Module,
-    device: str | torch.device,
+    module: torch.nn.Module, # one with parameters
+    device: str | torch.device, # for the time of the block
 ):
     "Within the block the module is on that device, afterwards where it was."
     home = next(module.parameters()).device

@@ -31,7 +31,7 @@ def encode_request(
 
 # %% ../nbs/11_remote_rewards.ipynb #d973e65d
 def check_url(
-    url: str,
+    url: str, # where a reward is to be asked
 ):
     "Raise `ValueError` for what cannot be the address of a scoring service, or should not be written down."
     wanted = "expected http://HOST:PORT/PATH or https://HOST/PATH"
@@ -42,7 +42,7 @@ def check_url(
     if parts.scheme not in ("http", "https") or not parts.hostname: raise ValueError(f"{url!r} is neither the name of a reward nor the URL of a scoring service: {wanted}")
 
 def check_headers(
-    headers: dict[str, str],
+    headers: dict[str, str], # of HTTP, name -> value
 ):
     "Raise `ValueError` for what cannot be sent, by its name alone: values are secret."
     for name, value in headers.items():
@@ -52,11 +52,11 @@ def check_headers(
 # %% ../nbs/11_remote_rewards.ipynb #9d89623b
 class EveryStatus(HTTPErrorProcessor):
     "Hands out every answer, that of an error or a redirect too."
-    def http_response(self, request, response): return response
+    def http_response(self, request, response): return response # as it came
     https_response = http_response
 
 def excerpt(
-    body: bytes,
+    body: bytes, # of an answer
 ) -> str: # one line
     "The beginning of an answer, for messages."
     text = " ".join(body[:400].decode("utf-8", "replace").split())
@@ -65,7 +65,7 @@ def excerpt(
 def advice(
     status: int, # of HTTP
     target: str | None, # of a redirect
-) -> str:
+) -> str: # the end of a message
     "What to do about a status other than 200."
     if 300 <= status < 400: return f"redirects are not followed; give the address that it points to, {target}"
     if status in (401, 403): return "give its credentials, HTTPReward(url, headers=...)"

@@ -291,7 +291,7 @@ class Ranks:
     "The processes of a run, as one of them sees them. Where it is alone, what it shares comes back to it as it is."
     def __init__(self,
         rank: int = 0, # this process, from 0; process 0 writes the run folder
-        count: int = 1,
+        count: int = 1, # how many there are
         device: str | torch.device = "cpu", # from which tensors travel
     ): self.rank, self.count, self.device, self.agreed = rank, count, device, False
 
@@ -320,7 +320,7 @@ class Ranks:
         parts = self.parts(torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8))
         return [torch.load(io.BytesIO(part.numpy().tobytes()), weights_only=True) for part in parts]
 
-    def add_up(self, parameters: list[torch.nn.Parameter]):
+    def add_up(self, parameters: list[torch.nn.Parameter]): # with a gradient, or none where this process had nothing to do
         "Replace each process's gradient by the sum over all."
         for p in parameters if self.count > 1 else ():
             if p.grad is None: p.grad = torch.zeros_like(p)
@@ -560,7 +560,7 @@ class Scoring:
     def __enter__(self): return self
     def __exit__(self, *error): self.threads.shutdown(cancel_futures=True)
 
-    def add(self, pictures: list[Image.Image]):
+    def add(self, pictures: list[Image.Image]): # of a batch
         "The next pictures, prompt by prompt. Those of whole prompts are scored at once."
         self.pictures += pictures
         images, first = self.config.images_per_prompt, self.groups[-1][0].stop if self.groups else 0
@@ -999,7 +999,7 @@ def probe(
 # %% ../nbs/09_training.ipynb #865940c7
 def make_optimizer(
     config: Config, # optimizer, learning_rate, weight_decay
-    parameters: list[torch.nn.Parameter],
+    parameters: list[torch.nn.Parameter], # to train
 ) -> torch.optim.Optimizer:
     "AdamW, or bitsandbytes' with its moments in 8 bits. Raises `ImportError` where that is not installed."
     kind = torch.optim.AdamW
@@ -1230,7 +1230,7 @@ class Trainer(Saving):
             self.grad_norms.append(row["grad_norm"])
             if self.ranks.main: self.report(row, pictures)
 
-    def report(self, row: dict, pictures: list[Image.Image]):
+    def report(self, row: dict, pictures: list[Image.Image]): # as in `record`
         "What an epoch leaves behind beside its row."
         c, epoch = self.config, row["epoch"]
         self.accelerator.log(row, step=epoch)

@@ -18,7 +18,7 @@ from prdp_nb.models import trainable_parameters
 from prdp_nb.training import Config
 from trl_epochs import UnetCalls
 
-PARTS = dict(decoding="decode_latents", reward="score_epoch", optimizer="gradient_step") # of an epoch outside the UNet -> its function in prdp_nb.training
+PARTS = dict(decoding="decode_latents", reward="score_prompts", optimizer="gradient_step") # of an epoch outside the UNet -> its function in prdp_nb.training
 UNITS = dict(prompts_per_epoch=2, images_per_prompt=4, num_inference_steps=5, cell_fraction=1.0) # N, B, T and share; each is changed by itself
 TINY = dict(prompts_per_epoch=1, images_per_prompt=2, num_inference_steps=1, cell_fraction=1.0)
 SETS = (1_000, 100_000) # prompts

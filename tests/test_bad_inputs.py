@@ -198,7 +198,7 @@ LINES = [ # what is typed after prdp_, what the error must say
     ("train --cell_fraction 1.5", "cell_fraction must be at most 1, not 1.5"),
     ("train --images_per_prompt 1", "images_per_prompt must be at least 2, not 1: objective 'prdp' compares pictures of one prompt; one is enough for ddpo"),
     ("train --online maybe", "online must be true or false, not 'maybe'"),
-    ("train --dtype float8", "unknown dtype 'float8'; the nearest is 'float16', known are: float32, bfloat16, float16"),
+    ("train --dtype float8", "unknown dtype 'float8'; the nearest is 'float32', known are: float32, bfloat16, float16"),
     ("train --objective ppo", "unknown objective 'ppo'; the nearest is"),
     ("train --preset emoji-small", "unknown preset 'emoji-small'; the nearest is 'emoji_small', known are: emoji_small, "),
     ("train --preset paper_small_hpsv2 --reward colourful", "unknown reward 'colourful'; the nearest is 'colourfulness'"),

@@ -98,7 +98,8 @@ def train_in_child(folder, prompts):
 
 
 def flags(config):
-    return [part for name, value in vars(config).items() if value not in (None, ()) for part in (f"--{name}", str(value))] + ["--eval_rewards"]
+    given = {name: value if isinstance(value, tuple) else (value,) for name, value in vars(config).items() if value is not None}
+    return [part for name, values in given.items() for part in (f"--{name}", *map(str, values))]
 
 
 def kill_some_time(process, folder, draw, while_saving, seconds):

@@ -1,9 +1,10 @@
-"""Two processes against one: the same run, to rounding; one that dies takes the other with it, and the run goes on. They are started by torchrun, as by
-`accelerate launch`, and speak over gloo on the CPU. As a script this file is what the processes of the first test do."""
+"""Two processes against one: the same run, to rounding; one that dies takes the other with it, and the run goes on. They are started by torchrun or by
+`accelerate launch` with the files of configs/, and speak over gloo on the CPU. As a script this file is what the processes of the first test do."""
 import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from prdp_nb.training import Config, Trainer, join_ranks, read_metrics, run_comm
 
 TINY = dict(epochs=3, prompts_per_epoch=3, images_per_prompt=2, num_inference_steps=3, updates_per_epoch=2, kl_weight=30, clip_range=float("inf"), learning_rate=3e-4, batch_size=2, chunk_size=6,
             reward="colourfulness", eval_images_per_prompt=1, eval_rewards=(), save_every=1, reward_retries=0)
+CONFIGS = Path(__file__).resolve().parents[1]/"configs"
 ENV = os.environ | dict(OMP_NUM_THREADS="1", TQDM_DISABLE="1", PYTHONUNBUFFERED="1", ACCELERATE_USE_CPU="true")
 
 
@@ -63,6 +65,12 @@ def worker(folder, model, prompts):
 def torchrun(*arguments):
     "The command line that starts two processes."
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *map(str, arguments)]
+
+
+def launch(config, *arguments, machine=0, port=0):
+    "The command line of configs/CONFIG.yaml on one machine, for two processes in all."
+    options = dict(config_file=CONFIGS/f"{config}.yaml", num_processes=2, machine_rank=machine, main_process_ip="127.0.0.1", main_process_port=port)
+    return [Path(sys.executable).with_name("accelerate"), "launch", *(f"--{name}={value}" for name, value in options.items()), "--no_python", *map(str, arguments)]
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +130,11 @@ def process_of(rank, launcher):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on(two, tiny_model, prompt_file, tmp_path):
+def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on_on_two_machines(two, tiny_model, prompt_file, tmp_path):
     run, command = tmp_path/"straight", Path(sys.executable).with_name("prdp_train")
     fields = TINY | dict(model=tiny_model, prompts=prompt_file, output_dir=run, epochs=8)
     flags = [part for name, value in fields.items() for part in ([f"--{name}", str(value)] if value != () else [f"--{name}"])]
-    launcher = subprocess.Popen(torchrun(command, *flags), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    launcher = subprocess.Popen(launch("multi_gpu", command, *flags), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while launcher.poll() is None and not (run/"checkpoints/epoch_0002").exists(): time.sleep(0.002)
     first, second = (process_of(rank, launcher.pid) for rank in range(2))
     os.kill(second, signal.SIGKILL)
@@ -134,9 +142,11 @@ def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on(two, tiny_m
     assert launcher.returncode != 0 and not Path(f"/proc/{first}").exists(), said
     left = len(saved_checkpoints(run))
     assert 2 <= left < 8
-    done = subprocess.run(torchrun(command, "--resume", run), env=ENV, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert f"going on after epoch {left}" in done.stdout
+    with socket.create_server(("127.0.0.1", 0)) as free: port = free.getsockname()[1]
+    machines = [subprocess.Popen(launch("multi_node", command, "--resume", run, machine=machine, port=port), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for machine in range(2)]
+    said, errors = zip(*(machine.communicate(timeout=300) for machine in machines))
+    assert [machine.returncode for machine in machines] == [0, 0], errors
+    assert said[0].count(f"going on after epoch {left}") == 1 and "going on" not in said[1]
     assert torch.equal(weights(run), weights(two[0]/"straight"))
     state = torch.load(saved_checkpoints(run)[-1]/"training_state.pt", weights_only=True)
     assert len(state["random"]) == 2
@@ -144,10 +154,7 @@ def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on(two, tiny_m
     for column in set(ours) - {"seconds"}: assert ours[column].tolist() == theirs[column].tolist()
 
 
-CONFIGS = sorted((Path(__file__).resolve().parents[1]/"configs").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_accelerate_reads_the_configs(path):
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.utils import DistributedType

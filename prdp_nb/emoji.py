@@ -12,7 +12,7 @@ __all__ = ['ANIMALS', 'STYLES', 'COLOURS', 'PAPER', 'SIZE_WORDS', 'ONE', 'SENTEN
 import hashlib, re
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import permutations, product
+from itertools import islice, permutations, product
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image
@@ -90,11 +90,12 @@ def prompt_splits() -> dict[str, list[str]]: # set name -> prompts in a fixed or
     by_pair = {True: [], False: []}
     for p in ordered: by_pair[frozenset(scenes()[p].animals) in held_out_pairs()].append(p)
     animals = [Scene((a,), ("",)).prompt for a in ANIMALS]
-    seen_pairs = [p for p in by_pair[False] if p not in set(animals)]
+    bare = set(animals)
+    seen_pairs = [p for p in by_pair[False] if p not in bare]
     train, rest = seen_pairs[:100_000], seen_pairs[100_000:]
     sets = dict(emoji_animals=animals, emoji_names=list(ANIMALS), emoji_train=train, emoji_seen=train[::200], emoji_unseen_pairs=by_pair[True][:500])
     for style, size in product(STYLES, ("small", "large")):
-        sets[f"emoji_{style.replace(' ', '_')}_{size}"] = [p for p in rest if scenes()[p].style == style and set(scenes()[p].sizes) == {size}][:200]
+        sets[f"emoji_{style.replace(' ', '_')}_{size}"] = list(islice((p for p in rest if scenes()[p].style == style and set(scenes()[p].sizes) == {size}), 200))
     return sets
 
 # %% ../nbs/07_emoji.ipynb #8b31e4a3

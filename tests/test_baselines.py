@@ -7,24 +7,21 @@ import torch
 
 from prdp_nb.training import OBJECTIVES, SINGLE_IMAGE, UNCLIPPED, Config, Trainer, read_metrics
 
-PROMPTS = ["a painting of a fox", "a painting of a duck", "a painting of a cow"]
-
-
 def contrast(images, prompts):
     return [float(np.asarray(image).std())/255 for image in images]
 
 
-def tiny(folder, **fields):
-    "A trainer for a run of seconds."
-    (folder/"animals.txt").write_text("\n".join(PROMPTS))
-    setting = dict(output_dir=str(folder/"run"), prompts=str(folder/"animals.txt"), epochs=2, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2,
+@pytest.fixture
+def tiny(tiny_model, prompt_file, tmp_path):
+    "Makes trainers for a run of seconds."
+    setting = dict(model=str(tiny_model), output_dir=str(tmp_path/"run"), prompts=str(prompt_file), epochs=2, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2,
                    updates_per_epoch=2, learning_rate=1e-2, eval_images_per_prompt=1, eval_rewards=())
-    return Trainer(Config(**(setting | fields)), reward=contrast)
+    return lambda **fields: Trainer(Config(**(setting | fields)), reward=contrast)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_objective_trains(name, tmp_path):
-    trainer = tiny(tmp_path, objective=name, images_per_prompt=1 if name in SINGLE_IMAGE else 2)
+def test_every_objective_trains(name, tiny):
+    trainer = tiny(objective=name, images_per_prompt=1 if name in SINGLE_IMAGE else 2)
     before = [p.detach().clone() for p in trainer.policy.unet.parameters() if p.requires_grad]
     metrics = read_metrics(trainer.train())
     after = [p for p in trainer.policy.unet.parameters() if p.requires_grad]
@@ -34,15 +31,15 @@ def test_every_objective_trains(name, tmp_path):
     assert metrics["reward_queries"].tolist() == ([2, 4] if name in SINGLE_IMAGE else [4, 8])
 
 
-def test_the_memory_of_an_objective_lasts_a_run(tmp_path):
-    trainer = tiny(tmp_path, objective="ddpo", prompts_per_epoch=3)
+def test_the_memory_of_an_objective_lasts_a_run(tiny):
+    trainer = tiny(objective="ddpo", prompts_per_epoch=3)
     trainer.train()
-    assert {prompt: len(latest) for prompt, latest in trainer.objective.state_dict().items()} == dict.fromkeys(PROMPTS, 4)
+    assert {prompt: len(latest) for prompt, latest in trainer.objective.state_dict().items()} == dict.fromkeys(trainer.prompts, 4)
 
 
-def test_offline_scores_the_pictures_of_the_reference(tmp_path, monkeypatch):
-    trainer, seen = tiny(tmp_path, online=False), []
-    base, sample = tiny(tmp_path), trainer.sample
+def test_offline_scores_the_pictures_of_the_reference(tiny, monkeypatch):
+    trainer, seen = tiny(online=False), []
+    base, sample = tiny(), trainer.sample
     monkeypatch.setattr(trainer, "sample", lambda prompts, epoch, *rest: seen.append((prompts, epoch, sample(prompts, epoch, *rest))) or seen[-1][2])
     metrics = read_metrics(trainer.train())
     (_, _, first), (prompts, epoch, second) = seen[1:] # the first of all measures the noise floor
@@ -53,9 +50,9 @@ def test_offline_scores_the_pictures_of_the_reference(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in UNCLIPPED])
-def test_the_noise_floor_is_checked_where_there_is_a_clip(name, tmp_path, monkeypatch):
+def test_the_noise_floor_is_checked_where_there_is_a_clip(name, tiny, monkeypatch):
     monkeypatch.setattr("prdp_nb.training.noise_floor", lambda *a, **k: 1.0)
-    trainer = tiny(tmp_path, objective=name)
+    trainer = tiny(objective=name)
     with pytest.raises(ValueError, match="exceeds clip_range"): trainer.check()
     trainer.config.clip_range = math.inf
     trainer.check()

@@ -58,3 +58,17 @@ def test_figures_of_the_front_page_are_those_of_the_runs():
     for scorer, pattern in dict(emoji_score=r"EmojiScore rises from ([\d.]+) to ([\d.]+), ([\d.]+) and ([\d.]+),", emoji_judge=r"judge from ([\d.]+) to ([\d.]+), ([\d.]+) and ([\d.]+) ").items():
         means = table.query("scorer == @scorer").groupby("seed")[["base", "tuned"]].mean()
         assert re.search(pattern, text).groups() == tuple(f"{mean:.3f}" for mean in (means.base[0], *means.tuned))
+
+def test_results_beside_the_paper_are_those_of_the_runs():
+    import pandas as pd
+    from prdp_nb.evaluation import compare_methods
+    table = pd.read_csv(ROOT/"nbs/results/small_scale.csv").query("scorer == 'emoji_score'")
+    means, text = table.groupby("method")[["base", "tuned"]].mean(), " ".join(markdown(ROOT/"nbs"/"index.ipynb").split())
+    expected = [means.base["prdp"], *means.tuned[["ddpo", "grpo", "prdp"]]]
+    assert re.search(r"\| here: .*?\| EmojiScore \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", text).groups() == tuple(f"{mean:.3f}" for mean in expected)
+    ratio = compare_methods(table, "prdp", "ddpo").iloc[0][["ratio", "ratio_low", "ratio_high"]]
+    assert re.search(r"gain is ([\d.]+) of DDPO's \(95 % interval ([\d.]+) to ([\d.]+)\)", text).groups() == tuple(f"{number:.2f}" for number in ratio)
+
+def test_presets_of_the_front_page_exist():
+    from prdp_nb.training import Config
+    assert {"emoji_small", "colab_t4_small", "paper_large_hpsv2"} <= set(re.findall(r"--preset (\w+)", markdown(ROOT/"nbs"/"index.ipynb"))) <= set(Config.presets())

@@ -24,7 +24,7 @@ test: venv ## sync, README, lint, every notebook, every test
 	.ci/check_sync
 	$(BIN)/python tools/readme.py --check
 	$(BIN)/ruff check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal --durations=0 --durations-min=1
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup --durations=0 --durations-min=1
 
 bench: venv ## measure what training costs and write benchmarks/README.md: over an hour, and an environment with TRL
 	$(BIN)/python benchmarks/epoch.py bare

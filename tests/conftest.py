@@ -1,6 +1,11 @@
 "What the tests of runs share."
 import pytest, torch
 
+def pytest_collection_modifyitems(items):
+    "Of several workers one takes all tests of a file, since they share runs; notebooks share nothing."
+    for item in items:
+        if item.module.__name__ != "test_notebooks": item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     "Runs of seconds, the same to the bit wherever they run."

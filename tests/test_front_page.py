@@ -68,6 +68,8 @@ def test_results_beside_the_paper_are_those_of_the_runs():
     assert re.search(r"\| here: .*?\| EmojiScore \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", text).groups() == tuple(f"{mean:.3f}" for mean in expected)
     ratio = compare_methods(table, "prdp", "ddpo").iloc[0][["ratio", "ratio_low", "ratio_high"]]
     assert re.search(r"gain is ([\d.]+) of DDPO's \(95 % interval ([\d.]+) to ([\d.]+)\)", text).groups() == tuple(f"{number:.2f}" for number in ratio)
+    kl = pd.read_csv(ROOT/"nbs/results/small_scale_metrics.csv").groupby(["method", "seed"]).kl.apply(lambda kl: kl.tail(5).mean()).groupby("method").mean()
+    assert re.search(r"at (\d+) nats of KL where the others are at (\d+) and (\d+);", text).groups() == tuple(f"{kl[method]:.0f}" for method in ("prdp", "ddpo", "grpo"))
 
 def test_presets_of_the_front_page_exist():
     from prdp_nb.training import Config

@@ -39,6 +39,15 @@ def test_map_of_the_book_names_every_notebook():
     rows = re.findall(r"^\| \[(\w+)\]\((\w+)\.ipynb\)", markdown(ROOT/"nbs"/"index.ipynb"), flags=re.M)
     assert rows == [(path.stem, path.stem) for path in NOTEBOOKS if path.stem != "index"]
 
+def test_map_states_the_time_and_the_badge_of_each_notebook():
+    rows = re.findall(r"^\| \[(\w+)\].*\| (.+?) \| (\[!\[Open In Colab\].+?) \|$", markdown(ROOT/"nbs"/"index.ipynb"), flags=re.M)
+    assert [name for name, _, _ in rows] == [path.stem for path in NOTEBOOKS if path.stem != "index"]
+    for name, time, badge in rows:
+        opening = " ".join(markdown(ROOT/"nbs"/f"{name}.ipynb").split("\n## ")[0].split())
+        statement = re.search(r"\*\*(?:How long it (?:runs|takes)|Time)\.\*\* (.+?)\.(?: |$)", opening)[1]
+        assert re.search(rf"(^|for |in ){re.escape(time)}\b", statement, flags=re.I), f"{name}: the map says {time!r}, the notebook {statement!r}"
+        assert badge in opening and badge.endswith(f"/nbs/{name}.ipynb)"), name
+
 def test_own_reward_of_the_front_page_trains(tmp_path, monkeypatch):
     from prdp_nb.training import Config
     code = re.search(r"```python\n(.*?)```", (ROOT/"README.md").read_text(encoding="utf-8"), flags=re.S)[1]

@@ -50,7 +50,6 @@ def jpeg_kilobytes(
     picture.convert("RGB").save(file, format="JPEG", quality=95)
     return file.tell()/1000
 
-# %% ../nbs/05_rewards.ipynb #f01801d6
 class JPEGIncompressibility(Reward):
     "Rewards detail: the size of each picture as a JPEG, in kB (Black et al. 2024, §5.1)."
     def __call__(self, images, prompts): return [jpeg_kilobytes(picture) for picture in images]
@@ -68,7 +67,6 @@ def colourfulness(
     rg, yb = red - green, (red + green)/2 - blue
     return float(np.hypot(rg.std(), yb.std()) + 0.3*np.hypot(rg.mean(), yb.mean()))
 
-# %% ../nbs/05_rewards.ipynb #f782ab7f
 class Colourfulness(Reward):
     "Rewards vivid colours, whatever the prompt asks for (Hasler and Süsstrunk 2003)."
     def __call__(self, images, prompts): return [colourfulness(picture) for picture in images]

@@ -198,11 +198,11 @@ PAPER = dict(model="CompVis/stable-diffusion-v1-4", adapter="full", num_inferenc
 SMALL = PAPER | dict(epochs=100, updates_per_epoch=10, prompts_per_epoch=32, images_per_prompt=16, clip_range=1e-6, learning_rate=1e-5)
 LARGE = PAPER | dict(epochs=1000, updates_per_epoch=1, prompts_per_epoch=64, images_per_prompt=8, clip_range=1e-4)
 EMOJI = dict(guidance_scale=3.0, kl_weight=30.0, learning_rate=6e-3)
-EMOJI_LARGE = EMOJI | dict(prompts="emoji_train", cell_fraction=0.5, eval_images_per_prompt=1)
+EMOJI_LARGE = EMOJI | dict(prompts="emoji_train", kl_weight=3.0, eval_images_per_prompt=1)
 PRESETS = dict( # name -> fields that differ from the defaults
     emoji_small=EMOJI | dict(epochs=20),
-    emoji_large=EMOJI_LARGE | dict(epochs=60, save_every=20),
-    emoji_large_gpu=EMOJI_LARGE | dict(epochs=1000, prompts_per_epoch=64, learning_rate=1e-3, batch_size=512, chunk_size=512, save_every=50),
+    emoji_large=EMOJI_LARGE | dict(epochs=40, learning_rate=2e-3, save_every=20),
+    emoji_large_gpu=EMOJI_LARGE | dict(epochs=1000, prompts_per_epoch=64, learning_rate=1e-3, cell_fraction=0.5, batch_size=512, chunk_size=512, save_every=50),
     colab_t4_small=PAPER | dict(adapter="lora", dtype="float16", gradient_checkpointing=True, chunk_size=2, batch_size=4, cell_fraction=0.5, num_inference_steps=20,
         prompts="animals", reward="pickscore", kl_weight=3e-5, clip_range=1e-4, learning_rate=3e-4, epochs=40, prompts_per_epoch=4, images_per_prompt=4, eval_images_per_prompt=2, save_every=5),
     paper_small_hpsv2=SMALL | dict(prompts="animals", reward="hpsv2", kl_weight=3e-5),

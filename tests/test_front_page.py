@@ -74,11 +74,21 @@ def test_results_beside_the_paper_are_those_of_the_runs():
     table = pd.read_csv(ROOT/"nbs/results/small_scale.csv").query("scorer == 'emoji_score'")
     means, text = table.groupby("method")[["base", "tuned"]].mean(), " ".join(markdown(ROOT/"nbs"/"index.ipynb").split())
     expected = [means.base["prdp"], *means.tuned[["ddpo", "grpo", "prdp"]]]
-    assert re.search(r"\| here: .*?\| EmojiScore \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", text).groups() == tuple(f"{mean:.3f}" for mean in expected)
+    assert re.search(r"\| here: embedded model.*?\| EmojiScore \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", text).groups() == tuple(f"{mean:.3f}" for mean in expected)
     ratio = compare_methods(table, "prdp", "ddpo").iloc[0][["ratio", "ratio_low", "ratio_high"]]
     assert re.search(r"gain is ([\d.]+) of DDPO's \(95 % interval ([\d.]+) to ([\d.]+)\)", text).groups() == tuple(f"{number:.2f}" for number in ratio)
     kl = pd.read_csv(ROOT/"nbs/results/small_scale_metrics.csv").groupby(["method", "seed"]).kl.apply(lambda kl: kl.tail(5).mean()).groupby("method").mean()
     assert re.search(r"at (\d+) nats of KL where the others are at (\d+) and (\d+);", text).groups() == tuple(f"{kl[method]:.0f}" for method in ("prdp", "ddpo", "grpo"))
+
+def test_results_at_100_000_prompts_are_those_of_the_runs():
+    import pandas as pd
+    from prdp_nb.evaluation import compare_methods
+    table, text = pd.read_csv(ROOT/"nbs/results/large_scale.csv").query("scorer == 'emoji_score'"), markdown(ROOT/"nbs"/"index.ipynb")
+    means = table.groupby(["method", "prompt_set"], sort=False)[["base", "tuned"]].mean()
+    for row, expected in {"before": means.base["prdp"], "DDPO": means.tuned["ddpo"], "GRPO": means.tuned["grpo"], "PRDP": means.tuned["prdp"]}.items():
+        assert re.search(rf"^\| here: {row} \| (.+) \|$", text, flags=re.M)[1].split(" | ") == [f"{mean:.3f}" for mean in expected]
+    overall = compare_methods(table.drop_duplicates(["method", "seed", "prompt"]).assign(prompt_set="all"), "prdp", "ddpo").iloc[0][["difference", "low", "high"]]
+    assert re.search(r"larger than DDPO's by ([\d.-]+) \(95 % interval ([\d.-]+) to ([\d.-]+)\)", text).groups() == tuple(f"{number:.3f}" for number in overall)
 
 def test_presets_of_the_front_page_exist():
     from prdp_nb.training import Config

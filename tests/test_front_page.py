@@ -82,11 +82,12 @@ def test_results_beside_the_paper_are_those_of_the_runs():
 
 def test_results_at_100_000_prompts_are_those_of_the_runs():
     import pandas as pd
-    from prdp_nb.evaluation import compare_methods
+    from prdp_nb.evaluation import compare_methods, summarise
     table, text = pd.read_csv(ROOT/"nbs/results/large_scale.csv").query("scorer == 'emoji_score'"), markdown(ROOT/"nbs"/"index.ipynb")
     means = table.groupby(["method", "prompt_set"], sort=False)[["base", "tuned"]].mean()
     for row, expected in {"before": means.base["prdp"], "DDPO": means.tuned["ddpo"], "GRPO": means.tuned["grpo"], "PRDP": means.tuned["prdp"]}.items():
         assert re.search(rf"^\| here: {row} \| (.+) \|$", text, flags=re.M)[1].split(" | ") == [f"{mean:.3f}" for mean in expected]
+    assert summarise(table).low.min() > 0 and (means.tuned.unstack(0).idxmax(axis=1) == "prdp").all(), "clear of zero on all six sets, and PRDP's the highest on each"
     overall = compare_methods(table.drop_duplicates(["method", "seed", "prompt"]).assign(prompt_set="all"), "prdp", "ddpo").iloc[0][["difference", "low", "high"]]
     assert re.search(r"larger than DDPO's by ([\d.-]+) \(95 % interval ([\d.-]+) to ([\d.-]+)\)", text).groups() == tuple(f"{number:.3f}" for number in overall)
 

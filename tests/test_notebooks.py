@@ -14,7 +14,9 @@ def test_notebook_runs(notebook):
     assert done.returncode == 0 and "Success." in done.stdout, done.stdout[-2000:] + done.stderr[-8000:]
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_is_small(notebook): assert notebook.stat().st_size < 1_000_000
+def test_notebook_is_small(notebook):
+    assert notebook.stat().st_size < 1_000_000
+    assert "widgets" not in json.loads(notebook.read_text(encoding="utf-8"))["metadata"], "states of widgets, hundreds of lines that no reader sees: leave them out"
 
 def markdown(notebook: Path) -> list[str]: # its cells of prose
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]

@@ -215,7 +215,7 @@ def make_aesthetic_head(): # EmojiScore's image embedding -> rating
     return torch.nn.Sequential(torch.nn.Linear(128, 64), torch.nn.SiLU(), torch.nn.Linear(64, 1))
 
 class EmojiAesthetic(Reward):
-    "The LAION predictor of this world: a rating from 1 to 10 of vividness and sharpness, blind to the prompt and so easy to please."
+    "The LAION predictor of this world: a rating, about 1 to 10, of vividness and sharpness, blind to the prompt and so easy to please."
     def __init__(self,
         device="cpu", # where it runs
     ):

@@ -59,7 +59,7 @@ def beside_trl(table: pd.DataFrame) -> str:
     rows = []
     for method, group in runs.groupby("method", sort=False):
         rows.append({"method": NAMES[method], "images a second": f"{speed[method]:.3f}", "over TRL": f"{speed[method]/speed['trl']:.2f}", "aim": TARGETS.get(method, ""),
-                     "UNet evaluations an image, without a graph": f"{group.forward.median():.0f}", "forward and backward": f"{group.trained.median():.0f}",
+                     "UNet evaluations an image, without a graph": f"{group.forward.median():g}", "forward and backward": f"{group.trained.median():g}",
                      "ms an evaluation": f"{1e3*(group.seconds/group.images).median()/(group.forward + group.trained).median():.1f}", "MB": f"{group.megabytes.median():.0f}"})
     reached = sum(speed[method] >= aim*speed["trl"] for method, aim in TARGETS.items())
     scan = ", ".join(f"{r.sample_batch} and {r.train_batch}: {r.images/r.seconds:.3f} images a second" for r in table[table.part == "scan"].itertuples())

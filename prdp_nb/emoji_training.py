@@ -139,7 +139,7 @@ def make_tokenizer(
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(sorted(words), trainers.BpeTrainer(vocab_size=4096, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>"))
+    bpe.train_from_iterator(sorted(words), trainers.BpeTrainer(vocab_size=4096, min_frequency=1, initial_alphabet=alphabet, show_progress=False, end_of_word_suffix="</w>"))
     model = json.loads(bpe.to_str())["model"]
     tokens = sorted({*model["vocab"], *(c + "</w>" for c in alphabet)}) + ["<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[tuple(m) for m in model["merges"]], model_max_length=24)

@@ -100,7 +100,7 @@ def evaluate_runs(
     images_per_prompt: int | None = None, # where not given, each run's own number
     device: str | None = None, # where not given, each run's own, or the best there is
 ) -> pd.DataFrame: # experiment, method, seed, prompt_set, prompt, scorer, base, tuned; a row a run, set, scorer and prompt
-    "Runs against their base on the same seeds. The experiment is called like the run folder. Raises `ValueError`, `OSError` or `RewardError`."
+    "Runs against their base on the same seeds. The experiment has the name of the run folder. Raises `ValueError`, `OSError` or `RewardError`."
     check("images_per_prompt", images_per_prompt, dict(at_least=1))
     load, bases, tables = lru_cache(None)(load_scorer), {}, []
     for run in listed(runs):

@@ -5,6 +5,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
+CHAPTERS = [path for path in NOTEBOOKS if path.stem != "index"]
 NBDEV_TEST = Path(sys.executable).with_name("nbdev_test")
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
@@ -22,17 +23,17 @@ def markdown(notebook: Path) -> list[str]: # its cells of prose
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
 
-@pytest.mark.parametrize("notebook", [path for path in NOTEBOOKS if path.stem != "index"], ids=lambda path: path.stem)
-def test_chapter_opens_and_ends_like_one(notebook):
+@pytest.mark.parametrize("notebook, after", zip(CHAPTERS, [*CHAPTERS[1:], ROOT/"nbs/index.ipynb"]), ids=lambda path: path.stem)
+def test_chapter_opens_and_ends_like_one(notebook, after):
     first, *rest = markdown(notebook)
     badge = rf"\[!\[Open In Colab\]\(\S+\)\]\(https://colab.research.google.com/github/prdp-nb/prdp_nb/blob/main/nbs/{notebook.name}\)"
     assert re.match(rf"# .+\n\n> .+\n\n{badge}\n\n\*\*What you will learn\.\*\* ", first)
     for part in (r"\*\*(What is e|E)xported\.\*\*", r"\*\*(How long it (runs|takes)|Time)\.\*\*"): assert re.search(part, first), part
     ending = "\n\n".join(rest).partition("## What was learnt\n")[2]
     assert re.search(r"\*\*(Exercises|More to try)\.\*\* (\(1\)|1\.) ", ending), "no exercises after what was learnt"
-    assert re.search(r"\]\(\w+\.ipynb\)", ending.strip().split("\n\n")[-1]), "the last paragraph leads nowhere"
+    assert f"]({after.name})" in ending.strip().split("\n\n")[-1], "the last paragraph does not lead to the next chapter"
 
-@pytest.mark.parametrize("notebook", [path for path in NOTEBOOKS if path.stem != "index"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("notebook", CHAPTERS, ids=lambda path: path.stem)
 def test_chapter_installs_what_it_needs_on_colab(notebook):
     import prdp_nb
     code = ["".join(cell["source"]) for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]

@@ -91,6 +91,13 @@ def test_results_at_100_000_prompts_are_those_of_the_runs():
     overall = compare_methods(table.drop_duplicates(["method", "seed", "prompt"]).assign(prompt_set="all"), "prdp", "ddpo").iloc[0][["difference", "low", "high"]]
     assert re.search(r"larger than DDPO's by ([\d.-]+) \(95 % interval ([\d.-]+) to ([\d.-]+)\)", text).groups() == tuple(f"{number:.3f}" for number in overall)
 
+def test_results_of_a_hacked_reward_are_those_of_the_runs():
+    import pandas as pd
+    means, text = pd.read_csv(ROOT/"nbs/results/reward_hacking.csv").groupby(["scorer", "method"])[["base", "tuned"]].mean(), markdown(ROOT/"nbs"/"index.ipynb")
+    for name, scorer, digits in (("EmojiAesthetic", "emoji_aesthetic", 2), ("EmojiScore", "emoji_score", 3)):
+        expected = [means.base[scorer]["ddpo"], *means.tuned[scorer][["ddpo", "prdp_30", "prdp_300", "prdp_3000"]]]
+        assert re.search(rf"^\| here: {name}, .+? \| (.+) \|$", text, flags=re.M)[1].split(" | ") == [f"{mean:.{digits}f}" for mean in expected]
+
 def test_presets_of_the_front_page_exist():
     from prdp_nb.training import Config
     assert {"emoji_small", "colab_t4_small", "paper_large_hpsv2"} <= set(re.findall(r"--preset (\w+)", markdown(ROOT/"nbs"/"index.ipynb"))) <= set(Config.presets())

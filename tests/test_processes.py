@@ -63,26 +63,27 @@ def worker(folder, model, prompts):
     (folder/f"{rank}.json").write_text(json.dumps(dict(digests=digests, status=status, refusal=refusal, epochs=len(read_metrics(straight)["epoch"]))))
 
 
-SHARDED = { # two prompts, one for each process; chunks of one cell, since which cells share a chunk would differ
+SHARDED = { # two prompts, one for each process; chunks of one cell where they are drawn, since which of them share a chunk would differ
     "lora": dict(cell_fraction=0.5, chunk_size=1, ema_decay=0.5, learning_rate=1e-4),
-    "full": dict(adapter="full", learning_rate=2e-6),
+    "full": dict(adapter="full", learning_rate=1e-5),
 }
 
 
-def sharded_fields(name, folder, model, prompts):
-    return TINY | dict(model=str(model), prompts=str(prompts), output_dir=str(folder/name), prompts_per_epoch=2, kl_weight=1000) | SHARDED[name]
+def sharded_fields(name, folder, prompts):
+    "Of the embedded model: in the random one, where two numbers make a group of GroupNorm, some gradients are nothing but rounding, and AdamW makes them as large as the others."
+    return TINY | dict(prompts=str(prompts), output_dir=str(folder/name), prompts_per_epoch=2, num_inference_steps=2, updates_per_epoch=1) | SHARDED[name]
 
 
-def sharded_worker(folder, model, prompts):
+def sharded_worker(folder, prompts):
     "What each of two processes does that share the model: two runs, one of them as ZeRO-2 would, the end of another, and one that goes wrong in one process."
     for name in SHARDED:
         os.environ["FSDP_RESHARD_AFTER_FORWARD"] = {"lora": "true", "full": "false"}[name]
-        trainer = Trainer(Config(**sharded_fields(name, folder, model, prompts)), reward=contrast)
+        trainer = Trainer(Config(**sharded_fields(name, folder, prompts)), reward=contrast)
         trainer.train()
         held = sum(p.to_local().numel() for p in trainable_parameters(trainer.policy))
         print(f"{name}: {type(trainer.ranks).__name__}, keep {trainer.ranks.keep}, {held} of {sum(p.numel() for p in trainable_parameters(trainer.policy))}")
     Trainer.resume(folder/"began alone"/"lora", reward=contrast).train()
-    sys.exit(run_command("prdp_train", Trainer(Config(**sharded_fields("lora", folder/"fails", model, prompts)), reward=picky).train))
+    sys.exit(run_command("prdp_train", Trainer(Config(**sharded_fields("lora", folder/"fails", prompts)), reward=picky).train))
 
 
 def torchrun(*arguments):
@@ -178,13 +179,15 @@ def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on_on_two_mach
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory, tiny_model, prompt_file):
+def sharded(tmp_path_factory):
     "The runs of one process, and then of two that share the model, with what they said; one run begins with the first and ends with the second."
     folder = tmp_path_factory.mktemp("sharded")
-    for name in SHARDED: Trainer(Config(**sharded_fields(name, folder/"one", tiny_model, prompt_file)), reward=contrast).train()
+    prompts = folder/"two.txt"
+    prompts.write_text("a painting of a fox\na painting of a duck\n")
+    for name in SHARDED: Trainer(Config(**sharded_fields(name, folder/"one", prompts)), reward=contrast).train()
     shutil.copytree(folder/"one/lora", folder/"began alone/lora")
     shutil.rmtree(folder/"began alone/lora/checkpoints/epoch_0003")
-    done = subprocess.run(launch("fsdp", sys.executable, __file__, "sharded_worker", folder, tiny_model, prompt_file), env=ENV, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(launch("fsdp", sys.executable, __file__, "sharded_worker", folder, prompts), env=ENV, capture_output=True, text=True, timeout=600)
     assert "lora: Shards, keep False" in done.stdout and "full: Shards, keep True" in done.stdout, done.stderr[-4000:]
     return folder, done
 
@@ -196,7 +199,7 @@ def assert_alike(run, expected):
         assert (ours - theirs).norm() < 1e-6*theirs.norm() and (first - theirs).norm() > 1e-5*theirs.norm()
     numbers, wanted = read_metrics(run), read_metrics(expected)
     assert list(numbers) == list(wanted)
-    for column in set(wanted) - {"seconds"}: np.testing.assert_allclose(numbers[column], wanted[column], rtol=1e-4, err_msg=column)
+    for column in set(wanted) - {"seconds"}: np.testing.assert_allclose(numbers[column], wanted[column], rtol=1e-3, atol=1e-3 if column == "kl" else 0, err_msg=column)
 
 
 @pytest.mark.parametrize("name", SHARDED)

@@ -200,7 +200,9 @@ def make_policy(
 def trainable_parameters(
     policy: GuidedPolicy,
 ) -> list[torch.nn.Parameter]: # what the optimizer gets
-    "The weights θ that are trained."
+    "The weights θ that are trained; of a sharded model this process's share, and what was fetched of the others is let go."
+    for part in policy.unet.modules():
+        if hasattr(part, "reshard"): part.reshard()
     return [p for p in policy.unet.parameters() if p.requires_grad]
 
 # %% ../nbs/08_models.ipynb #72966240

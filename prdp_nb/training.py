@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'UNCLIPPED', 'SINGLE_IMAGE', 'WITHOUT_REFERENCE', 'BOUNDS', 'PAPER', 'SMALL', 'LARGE', 'EMOJI',
-           'EMOJI_LARGE', 'PRESETS', 'RETRY_SECONDS', 'LOCK_FILE', 'CHECKSUMS', 'FIXED', 'SHARDED', 'option', 'cast',
-           'cast_bool', 'check', 'TaskOptions', 'EpochOptions', 'UpdateOptions', 'CostOptions', 'ReportOptions',
+           'EMOJI_LARGE', 'PRESETS', 'RETRY_SECONDS', 'LOCK_FILE', 'CHECKSUMS', 'FIXED', 'REFUSED', 'FSDP', 'option',
+           'cast', 'cast_bool', 'check', 'TaskOptions', 'EpochOptions', 'UpdateOptions', 'CostOptions', 'ReportOptions',
            'ConfigFields', 'flush', 'write_file', 'Config', 'derive_seed', 'image_seeds', 'Elsewhere', 'Ranks',
-           'gradient_step', 'check_cells', 'bad_gradient', 'keep_cells', 'whole_batch', 'update_policy',
+           'Shards', 'gradient_step', 'check_cells', 'bad_gradient', 'keep_cells', 'whole_batch', 'update_policy',
            'warn_of_spike', 'trajectory_kl', 'score_terms', 'Patient', 'patient', 'score_prompts', 'score_each',
            'join_scores', 'keep_prompts', 'Scoring', 'epoch_row', 'append_rows', 'read_metrics', 'check_noise_floor',
            'spread', 'Evaluation', 'evaluate', 'mean_interval', 'compare', 'before_after', 'draw_curves',
@@ -19,7 +19,7 @@ __all__ = ['OBJECTIVES', 'UNCLIPPED', 'SINGLE_IMAGE', 'WITHOUT_REFERENCE', 'BOUN
            'make_trainer', 'run_command', 'train_command', 'load_run', 'check_output', 'sample_command']
 
 # %% ../nbs/09_training.ipynb #b5c1f361
-import argparse, csv, hashlib, io, json, math, operator, os, random, shutil, sys, time, warnings
+import argparse, copy, csv, hashlib, io, json, math, operator, os, random, shutil, sys, time, warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -289,6 +289,8 @@ class Elsewhere(RuntimeError):
 
 class Ranks:
     "The processes of a run, as one of them sees them. Where it is alone, what it shares comes back to it as it is."
+    sharded = False # has each the whole model?
+
     def __init__(self,
         rank: int = 0, # this process, from 0; process 0 writes the run folder
         count: int = 1, # how many there are
@@ -298,7 +300,13 @@ class Ranks:
     @property
     def main(self) -> bool: return self.rank == 0 # the one that writes, and speaks
     @property
+    def takes_part(self) -> bool: return self.main or self.sharded # in what process 0 does with the model
+    @property
     def hide(self) -> bool | None: return None if self.main else True # tqdm's `disable`
+
+    def check(self, config: Config):
+        "Raises `ValueError` for what so many processes cannot do."
+        if config.prompts_per_epoch < self.count: raise ValueError(f"prompts_per_epoch must be at least {self.count}, one for each process, not {config.prompts_per_epoch}")
 
     def share(self, rows): # of N prompts, a list or a tensor -> those of this process, at least one where N ≥ count
         low, high = (-(-len(rows)*(self.rank + i)//self.count) for i in (0, 1))
@@ -326,6 +334,13 @@ class Ranks:
             if p.grad is None: p.grad = torch.zeros_like(p)
             torch.distributed.all_reduce(p.grad)
 
+    def shard(self, policy: GuidedPolicy): "Nothing: the model stays whole."
+    def fill(self, weights: Tensor) -> int: return 0 # cells to send back at least: none, each process sends back its own
+    def join(self, tree): return tree # dicts and lists of tensors, which are whole
+    def own(self, value: Tensor, share: Tensor) -> Tensor: return value # of a parameter
+    @contextmanager
+    def whole(self, pipe, policy: GuidedPolicy): yield pipe, policy # with weights to read and write
+
     @contextmanager
     def together(self,
         *kinds: type, # errors to be shared; any `Exception` where not given. Another one must end the process, for nobody waits for it
@@ -343,6 +358,63 @@ class Ranks:
         self.agreed = True
         raise error if self.rank == failed[0] else Elsewhere(found[failed[0]], failed[0])
 
+# %% ../nbs/09_training.ipynb #7a10c3f1
+class Shards(Ranks):
+    "Processes each of which holds a share of every weight (FSDP). All must call the UNet equally often, since each call fetches what the others hold."
+    sharded = True
+
+    def __init__(self,
+        rank: int, # this process, from 0
+        count: int, # how many there are
+        device: str | torch.device, # where its share is
+        keep: bool = False, # what a call fetched until the weights change; then only gradients and moments are shared out, as by ZeRO-2
+    ):
+        super().__init__(rank, count, device)
+        self.keep = keep
+
+    def check(self, config: Config):
+        "Raises `ValueError` for what would have processes call the UNet unequally often, or cannot be cut up."
+        if config.prompts_per_epoch % self.count: raise ValueError(f"prompts_per_epoch must be a multiple of {self.count}, the processes that share the model, not {config.prompts_per_epoch}")
+        for name, value in dict(on_reward_error="skip_prompt", dtype="float16", optimizer="adamw_8bit").items():
+            if getattr(config, name) == value: raise ValueError(f"{name} {value!r} is not supported where the model is sharded: choose another one, or start the run with configs/multi_gpu.yaml")
+
+    def shard(self, policy: GuidedPolicy): # its models are changed in place, block by block
+        "Keep this process's share of each weight, and no more."
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+        mesh, self.empty = init_device_mesh(torch.device(self.device).type, (self.count,)), copy.deepcopy(policy.unet).to("meta")
+        for unet in filter(None, (policy.unet, policy.reference_unet)):
+            for block in filter(None, (*unet.down_blocks, unet.mid_block, *unet.up_blocks, unet)):
+                fully_shard(block, mesh=mesh, reshard_after_forward=not self.keep).set_reshard_after_backward(not self.keep, recurse=False)
+
+    def fill(self, weights: Tensor) -> int: return int(weights.view(self.count, -1).count_nonzero(1).max()) # (N, B, T) -> cells that each process sends back
+    def add_up(self, parameters: list[torch.nn.Parameter]): # with the average over all processes as their gradient
+        for p in parameters:
+            if p.grad is not None: p.grad.mul_(self.count)
+
+    def join(self, tree): # dicts and lists -> the same, with whole tensors on the CPU in place of shares
+        from torch.utils._pytree import tree_map
+        return tree_map(lambda value: value.full_tensor().cpu() if hasattr(value, "full_tensor") else value, tree)
+
+    def own(self, value: Tensor, share: Tensor) -> Tensor: # a whole tensor that belongs to a parameter, or a single number -> this process's share
+        from torch.distributed.tensor import distribute_tensor
+        return distribute_tensor(value.to(share.device), share.device_mesh, share.placements, src_data_rank=None) if value.shape == share.shape else value
+
+    @contextmanager
+    def whole(self, pipe, policy: GuidedPolicy): # -> the same, around a whole UNet on the CPU
+        "Within the block the weights can be read and written; its end cuts them up again."
+        shares, unet, pipe = policy.unet.state_dict(), copy.deepcopy(self.empty), copy.copy(pipe)
+        unet.load_state_dict(self.join(dict(shares)), assign=True)
+        pipe.unet = unet
+        yield pipe, replace(policy, unet=unet)
+        for name, value in unet.state_dict().items(): shares[name].copy_(self.own(value, shares[name]))
+
+    @contextmanager
+    def together(self, *kinds: type, every: bool = False): # as in `Ranks`
+        "Nothing: the others may be in a call of the UNet, where nobody can tell them. A process that fails must end, and what started it ends the others."
+        yield
+
+
 # %% ../nbs/09_training.ipynb #b1323b93
 def gradient_step(
     policy: GuidedPolicy, # π_θ, with its gradient in `.grad`
@@ -350,7 +422,8 @@ def gradient_step(
     max_grad_norm: float, # a longer gradient is scaled down to this norm
 ) -> float: # norm of the gradient before it was clipped
     "Clip the gradient and take one AdamW step. Raises `FloatingPointError`, before the weights change, where the gradient is not finite."
-    norm = torch.nn.utils.clip_grad_norm_(trainable_parameters(policy), max_grad_norm).item()
+    norm = torch.nn.utils.clip_grad_norm_(trainable_parameters(policy), max_grad_norm)
+    norm = getattr(norm, "full_tensor", lambda: norm)().item() # of all shares, where there are any
     if not math.isfinite(norm):
         raise FloatingPointError(f"the gradient's norm is {norm}; the weights were not touched. Lower learning_rate, raise kl_weight, or use dtype float32")
     optimizer.step()
@@ -429,11 +502,12 @@ def update_policy(
         if not loss.isfinite(): raise FloatingPointError(f"the loss is {loss.item()}, of finite log-probabilities; the weights were not touched")
         generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, update))
         kept = keep_cells(weights, config.cell_fraction, generator)
-        backward_log_probs(policy, rollout, kept[own], chunk_size=config.chunk_size)
+        backward_log_probs(policy, rollout, kept[own], chunk_size=config.chunk_size, at_least=ranks.fill(kept))
         if kept.any(): ranks.add_up(trainable_parameters(policy))
         clipped = clip_fraction(log_probs, whole.log_probs, clip_range=config.clip_range)
         try: norm = gradient_step(policy, optimizer, config.max_grad_norm)
         except FloatingPointError as error:
+            if ranks.sharded: raise # the search would need equally many calls in all processes
             found = filter(None, ranks.exchange(bad_gradient(policy, rollout, weights[own], config.chunk_size)))
             raise FloatingPointError(f"{error}; it comes from {next(found, 'the sum over prompts and steps, and from none of them alone')}") from None
         history.append((loss.item(), clipped, norm))
@@ -652,10 +726,11 @@ def evaluate(
     images: int, # I, pictures of each prompt; picture j of prompt i has the seed 1000·i + j
     keep: int = 8, # pictures to keep for a gallery
     title: str = "evaluating", # of the progress bar
+    hide: bool | None = None, # the bar; None: where nobody looks
 ) -> Evaluation:
     "Sample pictures for fixed seeds and score them, a group of prompts at a time."
     scores, kept, group = {name: [] for name in scorers}, [], max(1, config.batch_size//images)
-    with tqdm(total=len(prompts)*images, desc=title, leave=False, disable=None) as bar:
+    with tqdm(total=len(prompts)*images, desc=title, leave=False, disable=hide) as bar:
         for i in range(0, len(prompts), group):
             repeated = [p for p in prompts[i:i + group] for _ in range(images)]
             seeds = [1000*(i + p) + j for p in range(len(repeated)//images) for j in range(images)]
@@ -953,18 +1028,23 @@ def resumed_config(
     return now
 
 # %% ../nbs/09_training.ipynb #7a10c3eb
-SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM") # ways to start processes that are not supported
+REFUSED = ("DEEPSPEED", "MEGATRON_LM") # ways to start processes that are not supported
+FSDP = dict(FSDP_VERSION="2", FSDP_OFFLOAD_PARAMS="false", FSDP_ACTIVATION_CHECKPOINTING="false", FSDP_CPU_RAM_EFFICIENT_LOADING="false") # what is supported of a way that is
 
 def join_ranks() -> Ranks: # alone where nobody has started several
-    "This process among those of the run. Raises `ValueError` where the model is to be sharded."
+    "This process among those of the run. Raises `ValueError` for a way to start them, or to shard the model, that is not supported."
     def asked(name): return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
-    if found := [name for name in SHARDED if asked(name)]: raise ValueError(f"{found[0]} is not supported: each process holds the whole model. Start it with configs/multi_gpu.yaml or torchrun")
-    count = int(os.environ.get("WORLD_SIZE", 1))
+    if found := [name for name in REFUSED if asked(name)]: raise ValueError(f"{found[0]} is not supported: start it with a file of configs/. What DeepSpeed's ZeRO-2 shards, fsdp_zero2.yaml shards with torch alone")
+    count, sharded = int(os.environ.get("WORLD_SIZE", 1)), asked("FSDP")
     if count == 1: return Ranks()
+    for name, value in FSDP.items() if sharded else ():
+        if (given := os.environ.get(name, "unset").lower()) != value: raise ValueError(f"{name.lower()} {given} is not supported, only {value}: start it with configs/fsdp.yaml or fsdp_zero2.yaml")
     from accelerate import PartialState
     state = PartialState(cpu=asked("CPU") or not torch.cuda.is_available(), timeout=timedelta(days=1))
     if state.num_processes != count: raise ValueError(f"{count} processes were started, and accelerate finds {state.num_processes}: start them with accelerate launch or torchrun")
-    return Ranks(state.process_index, count, state.device)
+    where = state.process_index, count, state.device
+    return Shards(*where, keep=os.environ["FSDP_RESHARD_AFTER_FORWARD"] == "false") if sharded else Ranks(*where)
+
 
 # %% ../nbs/09_training.ipynb #a1a8f084
 def make_accelerator(
@@ -1027,7 +1107,7 @@ class Setup:
         self.config = c = replace(config) if reward is None else replace(config, reward=str(self.reward))
         self.ranks, self.resuming, self.objective = join_ranks(), resume, OBJECTIVES[c.objective](c)
         self.folder = new_folder(c.output_dir) if self.ranks.main and not resume else Path(c.output_dir)
-        if c.prompts_per_epoch < self.ranks.count: raise ValueError(f"prompts_per_epoch must be at least {self.ranks.count}, one for each process, not {c.prompts_per_epoch}")
+        self.ranks.check(c)
         self.base, self.epochs_done, self.epochs_saved, self.reward_queries, self.grad_norms, self.learning = None, 0, 0, 0, [], False
         self.scorers = {name: as_reward(name) for name in c.eval_rewards} | {c.reward: self.reward}
         self.prompts = load_prompts(c.prompts, c.prompt_column)
@@ -1036,9 +1116,9 @@ class Setup:
         self.accelerator = make_accelerator(c)
         self.pipe = spare_gpu(load_pipeline(c.model, c.weights_dtype, usable_device(c.device or self.accelerator.device)))
         self.policy = make_policy(self.pipe, c.num_inference_steps, c.guidance_scale, c.adapter, c.lora_rank, c.seed, c.lora_targets, getattr(torch, c.dtype), c.gradient_checkpointing)
-        optimizer = make_optimizer(c, trainable_parameters(self.policy))
-        self.average = follow_weights(optimizer, trainable_parameters(self.policy), c.ema_decay) if c.ema_decay else None
-        self.optimizer, self.empty_embeds = self.accelerator.prepare(optimizer), encode_prompts(self.pipe, [""])[0]
+        self.ranks.shard(self.policy)
+        self.optimizer, self.empty_embeds = make_optimizer(c, trainable_parameters(self.policy)), encode_prompts(self.pipe, [""])[0]
+        self.average = follow_weights(self.optimizer, trainable_parameters(self.policy), c.ema_decay) if c.ema_decay else None
         if self.ranks.main: warn_truncated(self.pipe, list(dict.fromkeys(spread(self.prompts, 10_000) + self.eval_prompts)))
 
 # %% ../nbs/09_training.ipynb #e64c2279
@@ -1055,8 +1135,9 @@ class Saving(Setup):
     "How a run is written to its folder, and read from it."
     def save_model(self, name: str, more: Callable[[Path], object] = lambda folder: None): # a folder of the run, and what else belongs into it
         "The model as it is now. Raises `FloatingPointError`, with nothing written, for weights that are not finite, `OSError` where it cannot be written."
-        if not all(p.isfinite().all() for p in trainable_parameters(self.policy)): raise FloatingPointError("the weights are not finite, and were not saved: lower learning_rate")
-        write_folder(self.folder, name, lambda folder: (save_finetuned(self.pipe, self.policy, folder), more(folder)))
+        with self.ranks.whole(self.pipe, self.policy) as (pipe, policy):
+            if not all(p.isfinite().all() for p in trainable_parameters(policy)): raise FloatingPointError("the weights are not finite, and were not saved: lower learning_rate")
+            if self.ranks.main: write_folder(self.folder, name, lambda folder: (save_finetuned(pipe, policy, folder), more(folder)))
 
     @contextmanager
     def averaged(self):
@@ -1067,17 +1148,18 @@ class Saving(Setup):
             self.average.copy_to(weights)
         try: yield
         finally:
-            if self.average: self.average.restore(weights)
+            if self.average: self.average.restore(trainable_parameters(self.policy))
 
     def save_checkpoint(self):
         "All that the rest of the run depends on. Raises as `save_model`."
         memory = self.objective.state_dict() if hasattr(self.objective, "state_dict") else {}
-        state = dict(epoch=self.epochs_done, optimizer=self.optimizer.state_dict(), objective=memory, random=self.random, average=self.average and self.average.state_dict())
+        state = self.ranks.join(dict(epoch=self.epochs_done, optimizer=self.optimizer.state_dict(), objective=memory, random=self.random, average=self.average and self.average.state_dict()))
         def add(folder):
             torch.save(state, folder/"training_state.pt")
             shutil.copy(self.folder/"metrics.csv", folder)
         self.save_model(f"checkpoints/epoch_{self.epochs_done:04}", add)
         self.epochs_saved = self.epochs_done
+        if not self.ranks.main: return
         earlier = [path for path in saved_checkpoints(self.folder) if epoch_of(path) <= self.epochs_done]
         for path in earlier[:-self.config.keep_checkpoints]: discard(self.folder, f"checkpoints/{path.name}")
 
@@ -1087,11 +1169,14 @@ class Saving(Setup):
         if self.ranks.main and self.checkpoint is None: (self.folder/"metrics.csv").unlink(missing_ok=True)
         if self.checkpoint is None: return
         state = torch.load(self.checkpoint/"training_state.pt", map_location="cpu", weights_only=True)
-        load_trained(self.pipe, self.policy, self.checkpoint)
+        with self.ranks.whole(self.pipe, self.policy) as (pipe, policy): load_trained(pipe, policy, self.checkpoint)
+        weights = trainable_parameters(self.policy)
+        for i, moments in state["optimizer"]["state"].items(): moments.update({name: self.ranks.own(value, weights[i]) for name, value in moments.items()})
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups: group.update(lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
         if self.average:
             self.average.load_state_dict(state["average"])
+            self.average.shadow_params = [self.ranks.own(value, p) for value, p in zip(self.average.shadow_params, weights)]
             self.average.to(self.pipe.unet.device)
         if hasattr(self.objective, "load_state_dict"): self.objective.load_state_dict(state["objective"])
         if self.ranks.rank < len(state["random"]): set_random_states(state["random"][self.ranks.rank], self.ranks.count == 1)
@@ -1108,13 +1193,13 @@ class Saving(Setup):
         found = load_evaluation(path, origin)
         if found is None:
             found = self.evaluate("before")
-            save_evaluation(found, path, origin)
+            if self.ranks.main: save_evaluation(found, path, origin)
         return found
 
     def evaluate(self, title: str) -> Evaluation: # before or after, for the progress bar
         "The model as it is now, on the run's fixed seeds."
-        c, scorers = self.config, {name: patient(scorer, self.config.reward_retries) for name, scorer in self.scorers.items()}
-        with located(f"evaluation {title}"): return evaluate(self.pipe, self.eval_prompts, scorers, c, c.eval_images_per_prompt, title=f"evaluating {title}")
+        c, scorers = self.config, {name: patient(scorer, self.config.reward_retries) for name, scorer in self.scorers.items() if self.ranks.main}
+        with located(f"evaluation {title}"): return evaluate(self.pipe, self.eval_prompts, scorers, c, c.eval_images_per_prompt, title=f"evaluating {title}", hide=self.ranks.hide)
 
 # %% ../nbs/09_training.ipynb #3fe311c9
 class Trainer(Saving):
@@ -1140,7 +1225,7 @@ class Trainer(Saving):
         with run_lock(self.folder) if self.ranks.main else nullcontext():
             self.start()
             try:
-                with self.ranks.together(): before = self.before() if self.ranks.main else None
+                with self.ranks.together(): before = self.before() if self.ranks.takes_part else None
                 self.restore()
                 self.base = before
                 with tqdm(range(self.epochs_done, self.config.epochs), desc="epochs", initial=self.epochs_done, total=self.config.epochs, **({} if self.ranks.main else dict(disable=True))) as epochs:
@@ -1148,7 +1233,7 @@ class Trainer(Saving):
                         with located(f"epoch {epoch + 1}"): row = self.run_epoch(epoch)
                         epochs.set_postfix(reward=f"{row['reward_mean']:.4g}", kl=f"{row['kl']:.3g}")
                 with self.ranks.together():
-                    if self.ranks.main: self.finish()
+                    if self.ranks.takes_part: self.finish()
             except BaseException as error:
                 if self.ranks.main: self.rescue(error)
                 if self.ranks.agreed: self.ranks.exchange("rescued")
@@ -1161,7 +1246,7 @@ class Trainer(Saving):
         size = latent_shape(self.pipe)[-1]*self.pipe.vae_scale_factor
         with self.ranks.together():
             for scorer in self.scorers.values(): probe(scorer, self.eval_prompts[0], size)
-            if not self.ranks.main: return
+            if not self.ranks.takes_part: return
             self.noise_floor = noise_floor(self.policy, self.sample(self.prompts[:1], 0, "checking"), c.batch_size)
             if c.clips: check_noise_floor(self.noise_floor, c.clip_range)
 
@@ -1229,13 +1314,13 @@ class Trainer(Saving):
             self.epochs_done, self.reward_queries, self.learning, self.random = row["epoch"], row["reward_queries"], False, states
             self.grad_norms.append(row["grad_norm"])
             if self.ranks.main: self.report(row, pictures)
+            if self.ranks.takes_part and (row["epoch"] % self.config.save_every == 0 or row["epoch"] == self.config.epochs): self.save_checkpoint()
 
     def report(self, row: dict, pictures: list[Image.Image]): # as in `record`
         "What an epoch leaves behind beside its row."
         c, epoch = self.config, row["epoch"]
         self.accelerator.log(row, step=epoch)
         if epoch == 1 or epoch % c.save_every == 0: contact_sheet(pictures, c.images_per_prompt).save(self.folder/f"samples/epoch_{epoch:04}.png")
-        if epoch % c.save_every == 0 or epoch == c.epochs: self.save_checkpoint()
 
     def draw(self, now: Evaluation):
         "The run in two pictures, as far as it has come."
@@ -1247,6 +1332,7 @@ class Trainer(Saving):
         with self.averaged():
             self.save_model("final")
             tuned = self.evaluate("after")
+        if not self.ranks.main: return
         rows = compare(self.base, tuned, self.config, self.config.eval_prompts or self.config.prompts)
         append_rows(self.folder/"evaluation.csv", rows)
         self.draw(tuned)
@@ -1258,7 +1344,7 @@ class Trainer(Saving):
         kind = error.kind if isinstance(error, Elsewhere) else type(error).__name__
         reason = "interrupted" if kind == "KeyboardInterrupt" else f"stopped by {kind}"
         print(f"{reason} after {self.epochs_done} of {self.config.epochs} epochs; to go on: prdp_train --resume {self.folder}")
-        if self.base is None: return # nothing was learnt, and an earlier part of the run may have left its model
+        if self.base is None or self.ranks.sharded: return # nothing was learnt, and an earlier part of the run may have left its model; or the others have their part of it
         try:
             with self.averaged(): self.save_model("final")
             print(f"the model as it was then is in {self.folder/'final'}, what was measured in {self.folder}")

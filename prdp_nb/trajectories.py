@@ -221,12 +221,13 @@ def backward_log_probs(
     chunk_size: int = 32, # cells in one graph: what sets the memory
     fraction: float = 1.0, # share of the cells to use, in (0, 1]; below 1 the gradient is unbiased, not exact
     generator: torch.Generator | None = None, # CPU generator of that choice
+    at_least: int = 0, # cells to go back; where fewer have a coefficient, the first one fills up, times zero
 ) -> int: # UNet sample-evaluations spent, each forward and backward
     "Accumulate the gradient of Σ coefficients·log-prob chunk by chunk, in memory that depends on neither T nor B. Raises `ValueError` for a wrong shape, fraction or chunk, `MemoryError` where the GPU is too small."
     if coefficients.shape != rollout.log_probs.shape: raise ValueError(f"coefficients {tuple(coefficients.shape)} must have the shape of the log-probs, {tuple(rollout.log_probs.shape)}")
     if not 0 < fraction <= 1: raise ValueError(f"fraction must be above 0 and at most 1, not {fraction}")
     if chunk_size < 1: raise ValueError(f"chunk_size must be at least 1 cell, not {chunk_size}")
-    index, weight = draw_cells(coefficients.detach(), fraction, generator)
+    index, weight = (nn.functional.pad(part, (0, max(0, at_least - len(part)))) for part in draw_cells(coefficients.detach(), fraction, generator))
     if len(index) == 0: return 0 # split would give one empty chunk
     scale = gradient_scale(policy, rollout, weight)
     with fitting("chunk_size", min(chunk_size, len(index)), "going backward"), scaled(policy.unet.parameters(), scale):

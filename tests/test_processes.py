@@ -1,8 +1,9 @@
 """Two processes against one: the same run, to rounding; one that dies takes the other with it, and the run goes on. They are started by torchrun or by
-`accelerate launch` with the files of configs/, and speak over gloo on the CPU. As a script this file is what the processes of the first test do."""
+`accelerate launch` with the files of configs/, and speak over gloo on the CPU. As a script this file is what the processes of the first tests do, those with the whole model and those that share it."""
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -62,6 +63,29 @@ def worker(folder, model, prompts):
     (folder/f"{rank}.json").write_text(json.dumps(dict(digests=digests, status=status, refusal=refusal, epochs=len(read_metrics(straight)["epoch"]))))
 
 
+SHARDED = { # two prompts, one for each process; chunks of one cell where they are drawn, since which of them share a chunk would differ
+    "lora": dict(cell_fraction=0.5, chunk_size=1, ema_decay=0.5, learning_rate=1e-4),
+    "full": dict(adapter="full", learning_rate=1e-5),
+}
+
+
+def sharded_fields(name, folder, prompts):
+    "Of the embedded model: in the random one, where two numbers make a group of GroupNorm, some gradients are nothing but rounding, and AdamW makes them as large as the others."
+    return TINY | dict(prompts=str(prompts), output_dir=str(folder/name), prompts_per_epoch=2, num_inference_steps=2, updates_per_epoch=1) | SHARDED[name]
+
+
+def sharded_worker(folder, prompts):
+    "What each of two processes does that share the model: two runs, one of them as ZeRO-2 would, the end of another, and one that goes wrong in one process."
+    for name in SHARDED:
+        os.environ["FSDP_RESHARD_AFTER_FORWARD"] = {"lora": "true", "full": "false"}[name]
+        trainer = Trainer(Config(**sharded_fields(name, folder, prompts)), reward=contrast)
+        trainer.train()
+        held = sum(p.to_local().numel() for p in trainable_parameters(trainer.policy))
+        print(f"{name}: {type(trainer.ranks).__name__}, keep {trainer.ranks.keep}, {held} of {sum(p.numel() for p in trainable_parameters(trainer.policy))}")
+    Trainer.resume(folder/"began alone"/"lora", reward=contrast).train()
+    sys.exit(run_command("prdp_train", Trainer(Config(**sharded_fields("lora", folder/"fails", prompts)), reward=picky).train))
+
+
 def torchrun(*arguments):
     "The command line that starts two processes."
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *map(str, arguments)]
@@ -77,7 +101,7 @@ def launch(config, *arguments, machine=0, port=0):
 def two(tmp_path_factory, tiny_model, prompt_file):
     "The runs of two processes, and what they said."
     folder = tmp_path_factory.mktemp("two")
-    done = subprocess.run(torchrun(__file__, folder, tiny_model, prompt_file), env=ENV, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(torchrun(__file__, "worker", folder, tiny_model, prompt_file), env=ENV, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder, done
 
@@ -154,20 +178,70 @@ def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on_on_two_mach
     for column in set(ours) - {"seconds"}: assert ours[column].tolist() == theirs[column].tolist()
 
 
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    "The runs of one process, and then of two that share the model, with what they said; one run begins with the first and ends with the second."
+    folder = tmp_path_factory.mktemp("sharded")
+    prompts = folder/"two.txt"
+    prompts.write_text("a painting of a fox\na painting of a duck\n")
+    for name in SHARDED: Trainer(Config(**sharded_fields(name, folder/"one", prompts)), reward=contrast).train()
+    shutil.copytree(folder/"one/lora", folder/"began alone/lora")
+    shutil.rmtree(folder/"began alone/lora/checkpoints/epoch_0003")
+    done = subprocess.run(launch("fsdp", sys.executable, __file__, "sharded_worker", folder, prompts), env=ENV, capture_output=True, text=True, timeout=600)
+    assert "lora: Shards, keep False" in done.stdout and "full: Shards, keep True" in done.stdout, done.stderr[-4000:]
+    return folder, done
+
+
+def assert_alike(run, expected):
+    "The same to rounding: the weights, their average and the numbers of each epoch."
+    for where in ("checkpoints/epoch_0003", "final"):
+        ours, theirs, first = weights(run, where), weights(expected, where), weights(expected, "checkpoints/epoch_0001")
+        assert (ours - theirs).norm() < 1e-6*theirs.norm() and (first - theirs).norm() > 1e-5*theirs.norm()
+    numbers, wanted = read_metrics(run), read_metrics(expected)
+    assert list(numbers) == list(wanted)
+    for column in set(wanted) - {"seconds"}: np.testing.assert_allclose(numbers[column], wanted[column], rtol=1e-3, atol=1e-3 if column == "kl" else 0, err_msg=column)
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_two_processes_that_share_the_model_learn_what_one_learns(name, sharded):
+    folder, done = sharded
+    assert_alike(folder/name, folder/"one"/name)
+    shares = [line.split(", ")[-1].split(" of ") for line in done.stdout.splitlines() if line.startswith(f"{name}: ")]
+    assert len(shares) == 2 and sum(int(share) for share, _ in shares) == int(shares[0][1])
+    assert {path.relative_to(folder/name) for path in (folder/name).rglob("*")} == {path.relative_to(folder/"one"/name) for path in (folder/"one"/name).rglob("*")}
+
+
+def test_a_run_goes_on_with_the_model_shared_or_whole(sharded, tmp_path):
+    folder, _ = sharded
+    assert_alike(folder/"began alone/lora", folder/"one/lora")
+    run = shutil.copytree(folder/"lora", tmp_path/"began sharded")
+    shutil.rmtree(run/"checkpoints/epoch_0003")
+    Trainer.resume(run, reward=contrast).train()
+    assert_alike(run, folder/"one/lora")
+
+
+def test_a_failure_in_one_process_ends_those_that_share_the_model(sharded):
+    folder, done = sharded
+    assert done.returncode != 0 and "reward picky raised ValueError: no foxes today" in done.stderr
+    assert not (folder/"fails/lora/final").exists()
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_accelerate_reads_the_configs(path):
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.utils import DistributedType
     config = load_config_from_file(str(path))
-    assert config.distributed_type == DistributedType.MULTI_GPU and config.num_processes == 8*config.num_machines and not config.use_cpu and config.mixed_precision == "no"
+    sharded = path.stem.startswith("fsdp")
+    assert config.distributed_type == (DistributedType.FSDP if sharded else DistributedType.MULTI_GPU)
+    if sharded: assert config.fsdp_config["fsdp_version"] == 2 and config.fsdp_config["fsdp_reshard_after_forward"] == (path.stem == "fsdp")
+    assert config.num_processes == 8*config.num_machines and not config.use_cpu and config.mixed_precision == "no"
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_a_sharded_model_is_refused(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+def test_deepspeed_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     assert train_command(["--output_dir", str(tmp_path/"run")]) == 1
-    assert f"{name} is not supported: each process holds the whole model. Start it with configs/multi_gpu.yaml or torchrun" in capsys.readouterr().err
+    assert "DEEPSPEED is not supported: start it with a file of configs/. What DeepSpeed's ZeRO-2 shards, fsdp_zero2.yaml shards with torch alone" in capsys.readouterr().err
     assert not (tmp_path/"run").exists()
 
 
-if __name__ == "__main__": worker(*map(Path, sys.argv[1:]))
+if __name__ == "__main__": globals()[sys.argv[1]](*map(Path, sys.argv[2:]))

@@ -339,7 +339,7 @@ class Ranks:
     def join(self, tree): return tree # dicts and lists of tensors, which are whole
     def own(self, value: Tensor, share: Tensor) -> Tensor: return value # of a parameter
     @contextmanager
-    def whole(self, pipe, policy: GuidedPolicy): yield pipe, policy # with weights to read and write
+    def whole(self, pipe, policy: GuidedPolicy, write: bool = False): yield pipe, policy # with weights to read, or also to write
 
     @contextmanager
     def together(self,
@@ -401,13 +401,14 @@ class Shards(Ranks):
         return distribute_tensor(value.to(share.device), share.device_mesh, share.placements, src_data_rank=None) if value.shape == share.shape else value
 
     @contextmanager
-    def whole(self, pipe, policy: GuidedPolicy): # -> the same, around a whole UNet on the CPU
-        "Within the block the weights can be read and written; its end cuts them up again."
-        shares, unet, pipe = policy.unet.state_dict(), copy.deepcopy(self.empty), copy.copy(pipe)
-        unet.load_state_dict(self.join(dict(shares)), assign=True)
+    def whole(self, pipe, policy: GuidedPolicy, write: bool = False): # is something to be written? -> the same, around a UNet on the CPU that has all that is trained, and nothing else
+        "Within the block the weights can be read; what was written is cut up at its end."
+        state, unet, pipe = policy.unet.state_dict(), copy.deepcopy(self.empty), copy.copy(pipe)
+        shares = {name: state[name] for name, p in unet.named_parameters() if p.requires_grad}
+        unet.load_state_dict(self.join(shares), strict=False, assign=True)
         pipe.unet = unet
         yield pipe, replace(policy, unet=unet)
-        for name, value in unet.state_dict().items(): shares[name].copy_(self.own(value, shares[name]))
+        for name, share in shares.items() if write else (): share.copy_(self.own(unet.get_parameter(name).detach(), share))
 
     @contextmanager
     def together(self, *kinds: type, every: bool = False): # as in `Ranks`
@@ -1169,7 +1170,7 @@ class Saving(Setup):
         if self.ranks.main and self.checkpoint is None: (self.folder/"metrics.csv").unlink(missing_ok=True)
         if self.checkpoint is None: return
         state = torch.load(self.checkpoint/"training_state.pt", map_location="cpu", weights_only=True)
-        with self.ranks.whole(self.pipe, self.policy) as (pipe, policy): load_trained(pipe, policy, self.checkpoint)
+        with self.ranks.whole(self.pipe, self.policy, write=True) as (pipe, policy): load_trained(pipe, policy, self.checkpoint)
         weights = trainable_parameters(self.policy)
         for i, moments in state["optimizer"]["state"].items(): moments.update({name: self.ranks.own(value, weights[i]) for name, value in moments.items()})
         self.optimizer.load_state_dict(state["optimizer"])

@@ -23,7 +23,7 @@ def markdown(notebook: Path) -> list[str]: # its cells of prose
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
 
-@pytest.mark.parametrize("notebook, after", zip(CHAPTERS, [*CHAPTERS[1:], ROOT/"nbs/index.ipynb"]), ids=lambda path: path.stem)
+@pytest.mark.parametrize("notebook, after", list(zip(CHAPTERS, [*CHAPTERS[1:], ROOT/"nbs/index.ipynb"])), ids=lambda path: path.stem)
 def test_chapter_opens_and_ends_like_one(notebook, after):
     first, *rest = markdown(notebook)
     badge = rf"\[!\[Open In Colab\]\(\S+\)\]\(https://colab.research.google.com/github/prdp-nb/prdp_nb/blob/main/nbs/{notebook.name}\)"

@@ -319,7 +319,7 @@ def test_8_bit_adamw_is_bitsandbytes_own(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
     optimizer = Trainer(config(tmp_path/"run", tiny, optimizer="adamw_8bit", weight_decay=0.5), reward=contrast).optimizer
-    assert type(optimizer.optimizer) is AdamW8bit
+    assert type(optimizer) is AdamW8bit
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(1e-3, 0.5)]
 
 

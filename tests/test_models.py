@@ -313,6 +313,8 @@ def test_a_run_with_an_average_resumes_to_the_same_bits(tiny, tmp_path, adapter)
 
 
 def test_8_bit_adamw_is_bitsandbytes_own(tiny, tmp_path, monkeypatch):
+    from peft.import_utils import is_bnb_available
+    is_bnb_available() # peft remembers the answer, and so does not meet the stand-in
     class AdamW8bit(torch.optim.AdamW): pass
     optim = types.ModuleType("bitsandbytes.optim")
     optim.AdamW8bit = AdamW8bit

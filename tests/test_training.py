@@ -97,7 +97,8 @@ def test_sample_gives_the_picture_of_stock_diffusers(run, tmp_path):
 
 def test_ctrl_c_leaves_a_usable_run_folder(prompt_file, tmp_path):
     from prdp_nb.models import load_finetuned
-    process = subprocess.Popen(command("train_command", *train_arguments(tmp_path/"run", prompt_file, epochs=1000)), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command("train_command", *train_arguments(tmp_path/"run", prompt_file, epochs=1000)), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a shell without job control has what it starts in the background ignore it
     for _ in range(2400):
         if process.poll() is not None or (tmp_path/"run/metrics.csv").exists() and len((tmp_path/"run/metrics.csv").read_text().splitlines()) > 2: break
         time.sleep(0.1)

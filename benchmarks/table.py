@@ -13,7 +13,7 @@ HEADER = """<!-- Made from benchmarks/results/*.csv by `make bench`: run a bench
 
 # What it costs
 
-`make bench` measures all of this and writes this page; each part is also a command of its own. Seconds are of the processor, on one thread, which other programs
+`make bench` measures all but the last part and writes this page; each part is also a command of its own. Seconds are of the processor, on one thread, which other programs
 disturb little; methods that are compared take turns within one run, and a ratio is one of medians. Every single measurement is in [results](results).
 """
 NAMES = dict(trl="TRL `DDPOTrainer`", ddpo="DDPO", prdp="PRDP", prdp_quarter="PRDP, `cell_fraction` 0.25",
@@ -36,7 +36,7 @@ def bare(table: pd.DataFrame) -> str:
     rows = [dict(measured="an epoch", seconds=f"{epoch.seconds.median():.2f}"), dict(measured="its UNet calls alone", seconds=f"{alone.seconds.median():.2f}")]
     return (f"`python benchmarks/epoch.py bare`: an epoch of the embedded model (PRDP, {epoch.images.iloc[0]} pictures, as the preset emoji_small otherwise), and the same UNet calls, recorded in an epoch and made again with nothing "
             f"around them: {epoch.forward.iloc[0]:.0f} UNet sample-evaluations a picture without a graph, {epoch.trained.iloc[0]:.0f} forward and backward.\n\n{markdown(rows)}\n\n"
-            f"Ratio **{epoch.seconds.median()/alone.seconds.median():.3f}** (single rounds: {', '.join(f'{r:.3f}' for r in ratios)}); the aim is at most 1.10. What lies between the rounds is the machine's noise, and so is a ratio below 1. Of the epoch, "
+            f"Ratio **{epoch.seconds.median()/alone.seconds.median():.3f}** (single rounds: {', '.join(f'{r:.3f}' for r in ratios)}); the aim is at most 1.10. What lies between the rounds is the machine's noise, and so would be a ratio below 1. Of the epoch, "
             + ", ".join(f"{name} takes {share:.1%}" for name, share in parts.items()) + f".\n\n{where(table)}")
 
 def memory(table: pd.DataFrame) -> str:

@@ -25,10 +25,11 @@ def markdown(notebook: Path) -> list[str]: # its cells of prose
 
 @pytest.mark.parametrize("notebook, after", list(zip(CHAPTERS, [*CHAPTERS[1:], ROOT/"nbs/index.ipynb"])), ids=lambda path: path.stem)
 def test_chapter_opens_and_ends_like_one(notebook, after):
-    first, *rest = markdown(notebook)
+    title, opening, *rest = markdown(notebook)
     badge = rf"\[!\[Open In Colab\]\(\S+\)\]\(https://colab.research.google.com/github/prdp-nb/prdp_nb/blob/main/nbs/{notebook.name}\)"
-    assert re.match(rf"# .+\n\n> .+\n\n{badge}\n\n\*\*What you will learn\.\*\* ", first)
-    for part in (r"\*\*(What is e|E)xported\.\*\*", r"\*\*(How long it (runs|takes)|Time)\.\*\*"): assert re.search(part, first), part
+    assert re.fullmatch(r"# .+\n\n> .+", title), "the website makes the first cell its title, and drops what else is in it"
+    assert re.match(rf"{badge}\n\n\*\*What you will learn\.\*\* ", opening)
+    for part in (r"\*\*(What is e|E)xported\.\*\*", r"\*\*(How long it (runs|takes)|Time)\.\*\*"): assert re.search(part, opening), part
     ending = "\n\n".join(rest).partition("## What was learnt\n")[2]
     assert re.search(r"\*\*(Exercises|More to try)\.\*\* (\(1\)|1\.) ", ending), "no exercises after what was learnt"
     assert f"]({after.name})" in ending.strip().split("\n\n")[-1], "the last paragraph does not lead to the next chapter"

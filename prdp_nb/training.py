@@ -373,7 +373,9 @@ class Shards(Ranks):
         self.keep = keep
 
     def check(self, config: Config):
-        "Raises `ValueError` for what would have processes call the UNet unequally often, or cannot be cut up."
+        "Raises `ValueError` for what would have processes call the UNet unequally often, cannot be cut up, or a torch that cannot cut it."
+        from torch.distributed import fsdp
+        if not hasattr(fsdp, "fully_shard"): raise ValueError(f"a sharded model needs torch 2.6 or newer, not {torch.__version__}: upgrade it, or start the run with configs/multi_gpu.yaml")
         if config.prompts_per_epoch % self.count: raise ValueError(f"prompts_per_epoch must be a multiple of {self.count}, the processes that share the model, not {config.prompts_per_epoch}")
         for name, value in dict(on_reward_error="skip_prompt", dtype="float16", optimizer="adamw_8bit").items():
             if getattr(config, name) == value: raise ValueError(f"{name} {value!r} is not supported where the model is sharded: choose another one, or start the run with configs/multi_gpu.yaml")
@@ -422,7 +424,7 @@ def gradient_step(
     optimizer: torch.optim.Optimizer,
     max_grad_norm: float, # a longer gradient is scaled down to this norm
 ) -> float: # norm of the gradient before it was clipped
-    "Clip the gradient and take one AdamW step. Raises `FloatingPointError`, before the weights change, where the gradient is not finite."
+    "Clip the gradient and take one step of the optimizer. Raises `FloatingPointError`, before the weights change, where the gradient is not finite."
     norm = torch.nn.utils.clip_grad_norm_(trainable_parameters(policy), max_grad_norm)
     norm = getattr(norm, "full_tensor", lambda: norm)().item() # of all shares, where there are any
     if not math.isfinite(norm):

@@ -98,6 +98,17 @@ def test_results_of_a_hacked_reward_are_those_of_the_runs():
         expected = [means.base[scorer]["ddpo"], *means.tuned[scorer][["ddpo", "prdp_30", "prdp_300", "prdp_3000"]]]
         assert re.search(rf"^\| here: {name}, .+? \| (.+) \|$", text, flags=re.M)[1].split(" | ") == [f"{mean:.{digits}f}" for mean in expected]
 
+def test_results_of_several_rewards_are_those_of_the_runs():
+    import pandas as pd
+    weights, text = dict(emoji_score=1, emoji_aesthetic=0.1, jpeg_compressibility=0.5), markdown(ROOT/"nbs"/"index.ipynb")
+    table = pd.read_csv(ROOT/"nbs/results/several_rewards.csv").query("prompt_set != 'emoji_seen'")
+    means = table.groupby(["scorer", "prompt_set"], sort=False)[["base", "tuned"]].mean().loc[list(weights)]
+    sums = means.mul(means.index.get_level_values(0).map(weights), axis=0).groupby("prompt_set", sort=False).sum()
+    for row, column in dict(before="base", after="tuned").items():
+        assert re.search(rf"^\| here: the sum {row} \| (.+) \|$", text, flags=re.M)[1].split(" | ") == [f"{mean:.3f}" for mean in sums[column]]
+    risen = (means.tuned > means.base).groupby("scorer").agg(["all", "any"])
+    assert risen.loc[["emoji_score", "emoji_aesthetic"], "all"].all() and not risen.loc["jpeg_compressibility", "any"]
+
 def test_presets_of_the_front_page_exist():
     from prdp_nb.training import Config
     assert {"emoji_small", "colab_t4_small", "paper_large_hpsv2"} <= set(re.findall(r"--preset (\w+)", markdown(ROOT/"nbs"/"index.ipynb"))) <= set(Config.presets())

@@ -142,7 +142,7 @@ class ValueFunction(nn.Module):
     "The mean reward to expect for a prompt: a network of one hidden layer on its embedding."
     def __init__(
         self,
-        features: int, # D of the embeddings
+        features: int, # numbers in an embedding
         mean: float = 0.0, # of the rewards, where the guess starts
         std: float = 1.0, # of the rewards, its unit
         width: int = 64, # of the hidden layer
@@ -155,7 +155,7 @@ class ValueFunction(nn.Module):
         nn.init.zeros_(self.layers[-1].weight); nn.init.zeros_(self.layers[-1].bias)
         for name, value in dict(mean=mean, std=std).items(): self.register_buffer(name, torch.tensor(float(value)))
 
-    def forward(self, embeds: Tensor) -> Tensor: # (N, D) -> (N,)
+    def forward(self, embeds: Tensor) -> Tensor: # (N, features) -> (N,)
         return self.mean + self.std*self.layers(embeds)[:, 0]
 
 # %% ../nbs/04_baselines.ipynb #2e818aa0
@@ -187,7 +187,7 @@ class DPOK:
         self.fit(embeds, means)
         return partial(dpok_loss, log_probs_old=rollout.log_probs, log_probs_ref=rollout.log_probs_ref, advantages=advantages, clip_range=self.clip_range, kl_weight=self.kl_weight)
 
-    def fit(self, embeds: Tensor, means: Tensor): # (N, D) of the prompts, (N,) their mean rewards
+    def fit(self, embeds: Tensor, means: Tensor): # (N, features) of the prompts, (N,) their mean rewards
         "Some steps towards the mean reward of each prompt, by squared error."
         for _ in range(self.steps):
             with torch.enable_grad(): loss = ((self.value(embeds) - means)/self.value.std).square().mean()

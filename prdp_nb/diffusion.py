@@ -148,8 +148,8 @@ def guided_prediction(
     unet: nn.Module, # a diffusers `UNet2DConditionModel`
     latents: Tensor, # (M, C, H, W) fp32
     timesteps: Tensor, # (M,) int64
-    prompt_embeds: Tensor, # (M, L, D)
-    empty_embeds: Tensor, # (L, D) of the empty prompt
+    prompt_embeds: Tensor, # (M, L, width), L tokens a prompt
+    empty_embeds: Tensor, # (L, width) of the empty prompt
     guidance_scale: float, # w; 1 is no guidance and skips the unconditional half
     dtype: torch.dtype | None = None, # the UNet computes in it; None: in that of its weights
 ) -> Tensor: # (M, C, H, W) in the latents' dtype; only the UNet runs in another
@@ -197,8 +197,8 @@ class GuidedPolicy:
         self,
         latents: Tensor, # (M, C, H, W) fp32, x_t
         steps: Tensor, # (M,) int64, which of the T steps each image is at, 0 first
-        prompt_embeds: Tensor, # (M, L, D)
-        empty_embeds: Tensor, # (L, D)
+        prompt_embeds: Tensor, # (M, L, width)
+        empty_embeds: Tensor, # (L, width)
     ) -> Tensor: # (M, C, H, W) fp32, μ
         "The mean of the next latents."
         output = guided_prediction(self.unet, latents, self.schedule.timesteps[steps], prompt_embeds, empty_embeds, self.guidance_scale, self.dtype)

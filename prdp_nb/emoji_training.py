@@ -461,8 +461,8 @@ def scorer_batch(
 
 # %% ../nbs/90_emoji_world.ipynb #40711949
 def contrastive_loss(
-    images: torch.Tensor, # (M, D) of unit length
-    texts: torch.Tensor, # (M, D) of unit length
+    images: torch.Tensor, # (M, width) of unit length
+    texts: torch.Tensor, # (M, width) of unit length
     prompts, # M sentences; a pair of equal ones is not held against each other
     scale: torch.Tensor, # factor on the cosines
 ) -> torch.Tensor: # scalar

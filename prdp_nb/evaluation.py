@@ -49,7 +49,7 @@ def load_checkpoint(
 class Diversity(Reward):
     "Mean cosine distance of each picture to the other pictures of its prompt: 0 where they are all alike. Raises `ValueError` for a prompt with one picture."
     def __init__(self,
-        embed=None, # function from M PIL pictures to (M, D) embeddings; where not given, EmojiScore's
+        embed=None, # function from M PIL pictures to (M, width) embeddings; where not given, EmojiScore's
     ):
         self.embed = embed or EmojiScore().embed_images
 

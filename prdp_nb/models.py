@@ -110,7 +110,7 @@ def encode_prompts(
     pipe, # a `StableDiffusionPipeline`
     prompts: list[str], # N prompts; the empty one gives the unconditional embedding
     warn: bool = True, # about truncated prompts; False where they were counted before
-) -> Tensor: # (N, L, D) fp32, L tokens of width D
+) -> Tensor: # (N, L, width) fp32, L tokens a prompt
     "What the UNet's cross-attention reads, from the frozen text encoder: it comes to the UNet's device, and goes back to where it was."
     if warn: warn_truncated(pipe, prompts)
     ids = pipe.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=pipe.tokenizer.model_max_length, return_tensors="pt").input_ids

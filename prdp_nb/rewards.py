@@ -323,8 +323,8 @@ def load_weights(
 class Towers:
     "A CLIP model, whichever library it is written in."
     model: torch.nn.Module
-    embed_pixels: Callable # (B, 3, S, S) as from `clip_pixels` -> (B, D)
-    embed_tokens: Callable # (M, 77) from `tokenizer` -> (M, D)
+    embed_pixels: Callable # (B, 3, S, S) as from `clip_pixels` -> (B, width)
+    embed_tokens: Callable # (M, 77) from `tokenizer` -> (M, width)
     tokenizer: Callable # as from `clip_tokenizer`
     size: int # S, pixels
 
@@ -372,10 +372,10 @@ def transformers_towers(
 
 # %% ../nbs/05_rewards.ipynb #7a91659d
 def unit_rows(
-    embed: Callable, # a list of pictures or prompts -> (b, D)
+    embed: Callable, # a list of pictures or prompts -> (b, width)
     items: list, # N of them
     batch_size: int, # at once
-) -> Tensor: # (N, D) float32 of length 1, as the cosine needs them
+) -> Tensor: # (N, width) float32 of length 1, as the cosine needs them
     "Vectors of many items, batch by batch."
     parts = [embed(items[i:i + batch_size]) for i in range(0, len(items), batch_size)]
     return torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1)
@@ -387,7 +387,7 @@ def embed_images(
     images: list[Image.Image], # B pictures
     pad: bool = False, # as in `fit_square`
     batch_size: int = 32, # pictures at once
-) -> Tensor: # (B, D) float32, of length 1
+) -> Tensor: # (B, width) float32, of length 1
     "Where pictures lie in the space of a CLIP model."
     like = next(towers.model.parameters())
     return unit_rows(lambda part: towers.embed_pixels(clip_pixels(part, towers.size, pad).to(like)), images, batch_size)
@@ -398,7 +398,7 @@ def embed_prompts(
     towers: Towers,
     prompts: list[str], # B prompts; what is beyond the 77 tokens is lost
     batch_size: int = 32, # prompts at once
-) -> Tensor: # (B, D) float32, of length 1
+) -> Tensor: # (B, width) float32, of length 1
     "Where prompts lie in the space of a CLIP model."
     rows = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     device = next(towers.model.parameters()).device
@@ -471,14 +471,14 @@ def hpsv2_1() -> HPSv2:
 class AestheticHead(torch.nn.Module):
     "LAION's sac+logos+ava1-l14-linearMSE, under its own keys."
     def __init__(self,
-        width: int, # D of the CLIP model, 768 for ViT-L/14
+        width: int, # of the CLIP model's embeddings, 768 for ViT-L/14
     ):
         super().__init__()
         from torch.nn import Dropout, Linear
         self.layers = torch.nn.Sequential(Linear(width, 1024), Dropout(0.2), Linear(1024, 128), Dropout(0.2), Linear(128, 64), Dropout(0.1), Linear(64, 16), Linear(16, 1))
 
     def forward(self,
-        vectors: Tensor, # (B, D), of length 1
+        vectors: Tensor, # (B, width), of length 1
     ) -> Tensor: # (B,) ratings
         return self.layers(vectors).squeeze(-1)
 

@@ -29,8 +29,8 @@ def image_noise(
 def sample_trajectories(
     policy: GuidedPolicy,
     noise: Tensor, # (M, T+1, C, H, W) from `image_noise`
-    prompt_embeds: Tensor, # (M, L, D)
-    empty_embeds: Tensor, # (L, D)
+    prompt_embeds: Tensor, # (M, L, width)
+    empty_embeds: Tensor, # (L, width)
 ) -> tuple[Tensor, Tensor]: # latents (M, T+1, C, H, W), x_T first; log-probs (M, T), nats per latent dimension
     "Denoise M images together, keeping every latent and the log-prob of every step."
     latents, log_probs = [noise[:, 0]], []
@@ -45,8 +45,8 @@ def sample_trajectories(
 def score_trajectories(
     policy: GuidedPolicy, # any: π_θ, π_ref
     latents: Tensor, # (M, T+1, C, H, W) x_T first
-    prompt_embeds: Tensor, # (M, L, D)
-    empty_embeds: Tensor, # (L, D)
+    prompt_embeds: Tensor, # (M, L, width)
+    empty_embeds: Tensor, # (L, width)
 ) -> Tensor: # (M, T) nats per latent dimension
     "The log-probs of given trajectories, step by step and in one batch, as in sampling."
     steps = torch.arange(policy.schedule.num_inference_steps, device=latents.device)
@@ -87,14 +87,14 @@ def fitting(
 class Rollout:
     "The record of an epoch's sampling (algorithm 1): N prompts, B trajectories each, T steps."
     prompts: list[str] # N
-    prompt_embeds: Tensor # (N, L, D) what the UNet's cross-attention reads
-    empty_embeds: Tensor # (L, D) the same of the empty prompt
+    prompt_embeds: Tensor # (N, L, width) what the UNet's cross-attention reads
+    empty_embeds: Tensor # (L, width) the same of the empty prompt
     latents: Tensor # (N, B, T+1, C, H, W) fp32, x_T first, x_0 last
     log_probs: Tensor # (N, B, T) under π_old, which sampled; nats per latent dimension
     log_probs_ref: Tensor # (N, B, T) under π_ref; `log_probs` itself where no reference was asked for
 
     def cells(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]: # shapes below
-        "x_t and the latent after it (M, C, H, W), steps (M,), prompt embeddings (M, L, D) of the cells numbered `index` (M,), where cell (n, b, t) has the number (n·B + b)·T + t."
+        "x_t and the latent after it (M, C, H, W), steps (M,), prompt embeddings (M, L, width) of the cells numbered `index` (M,), where cell (n, b, t) has the number (n·B + b)·T + t."
         images_per_prompt, num_inference_steps = self.log_probs.shape[1:]
         image, step = index // num_inference_steps, index % num_inference_steps
         latents = self.latents.flatten(0, 1)
@@ -104,8 +104,8 @@ class Rollout:
 def score_reference(
     policy: GuidedPolicy, # whose reference is meant
     latents: Tensor, # (M, T+1, C, H, W) x_T first
-    prompt_embeds: Tensor, # (M, L, D)
-    empty_embeds: Tensor, # (L, D)
+    prompt_embeds: Tensor, # (M, L, width)
+    empty_embeds: Tensor, # (L, width)
     asked: Tensor, # (M,) booleans on the CPU, which of the images to score
 ) -> Tensor: # (M, T) nats per latent dimension, NaN for the others
     "The log-probs of given trajectories under π_ref."
@@ -120,8 +120,8 @@ def score_reference(
 def sample_rollout(
     policy: GuidedPolicy, # π_old
     prompts: list[str], # N
-    prompt_embeds: Tensor, # (N, L, D)
-    empty_embeds: Tensor, # (L, D)
+    prompt_embeds: Tensor, # (N, L, width)
+    empty_embeds: Tensor, # (L, width)
     seeds: Tensor, # (N, B) integers, one an image
     latent_shape: tuple[int, int, int], # C, H, W
     *,

@@ -27,14 +27,11 @@ TINY = dict(epochs=4, prompts_per_epoch=2, images_per_prompt=2, num_inference_st
 LORA = "pytorch_lora_weights.safetensors"
 
 
-def tiny(folder, prompt_file, **fields):
-    "A configuration of a run of seconds."
-    return Config(**(TINY | dict(output_dir=str(folder), prompts=str(prompt_file)) | fields))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def small(tiny_model):
-    TINY["model"] = str(tiny_model)
+@pytest.fixture(scope="module")
+def tiny(tiny_model, prompt_file):
+    "Makes configurations of runs of seconds."
+    given = TINY | dict(model=str(tiny_model), prompts=str(prompt_file))
+    return lambda folder, **fields: Config(**(given | dict(output_dir=str(folder)) | fields))
 
 
 def rows(path):
@@ -56,9 +53,9 @@ def same(run, other):
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory, prompt_file):
+def straight(tmp_path_factory, tiny):
     "The run that nobody interrupts."
-    return Trainer(tiny(tmp_path_factory.mktemp("run")/"straight", prompt_file)).train()
+    return Trainer(tiny(tmp_path_factory.mktemp("run")/"straight")).train()
 
 
 def breaks(times, error=RuntimeError("the service is down")):
@@ -80,8 +77,8 @@ def interrupted(config, epochs_before=2, error=RuntimeError("the service is down
 
 
 @pytest.fixture(scope="module")
-def broken_once(tmp_path_factory, prompt_file):
-    return interrupted(tiny(tmp_path_factory.mktemp("run")/"broken", prompt_file))
+def broken_once(tmp_path_factory, tiny):
+    return interrupted(tiny(tmp_path_factory.mktemp("run")/"broken"))
 
 
 @pytest.fixture
@@ -126,13 +123,13 @@ def kill_some_time(process, folder, draw, while_saving, seconds):
     return killed
 
 
-def test_runs_survive_kills_at_random_moments(straight, prompt_file, tmp_path, monkeypatch):
+def test_runs_survive_kills_at_random_moments(straight, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["prdp_nb.training", "prdp_nb.emoji", "diffusers", "peft", "accelerate", "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"])
     draw, kills, number, landed = random.Random(int(os.environ.get("PRDP_SEED", 0))), int(os.environ.get("PRDP_KILLS", 4)), 0, []
     def start(folder, work=train_in_child):
-        process = context.Process(target=work, args=(tiny(folder, prompt_file),))
+        process = context.Process(target=work, args=(tiny(folder),))
         process.start()
         return process
     start(tmp_path, print).join() # until then the imports take their time
@@ -159,24 +156,24 @@ def test_runs_survive_kills_at_random_moments(straight, prompt_file, tmp_path, m
 
 
 @pytest.mark.parametrize("fields", [dict(objective="ddpo"), dict(objective="dpok", online=False), dict(adapter="full", learning_rate=1e-4)], ids=["ddpo", "dpok offline", "full"])
-def test_a_run_that_went_on_is_the_run_that_was_left_alone(fields, prompt_file, tmp_path):
+def test_a_run_that_went_on_is_the_run_that_was_left_alone(fields, tiny, tmp_path):
     fields = fields | dict(epochs=3)
-    left_alone = Trainer(tiny(tmp_path/"straight", prompt_file, **fields)).train()
-    run = interrupted(tiny(tmp_path/"run", prompt_file, **fields))
+    left_alone = Trainer(tiny(tmp_path/"straight", **fields)).train()
+    run = interrupted(tiny(tmp_path/"run", **fields))
     assert [path.name for path in saved_checkpoints(run)] == ["epoch_0001", "epoch_0002"]
     Trainer.resume(run).train()
     assert same(run, left_alone)
 
 
-def test_an_interruption_between_checkpoints_loses_no_epoch(straight, prompt_file, tmp_path):
-    run = interrupted(tiny(tmp_path/"run", prompt_file, save_every=100), error=KeyboardInterrupt())
+def test_an_interruption_between_checkpoints_loses_no_epoch(straight, tiny, tmp_path):
+    run = interrupted(tiny(tmp_path/"run", save_every=100), error=KeyboardInterrupt())
     assert [path.name for path in saved_checkpoints(run)] == ["epoch_0002"]
     Trainer.resume(run, save_every=1).train()
     assert same(run, straight)
 
 
-def test_the_adapter_that_is_resumed_is_the_one_that_acts_and_learns(prompt_file, tmp_path):
-    run = interrupted(tiny(tmp_path/"run", prompt_file, model="emoji")) # its attention has several places to look at, so every matrix learns
+def test_the_adapter_that_is_resumed_is_the_one_that_acts_and_learns(tiny, tmp_path):
+    run = interrupted(tiny(tmp_path/"run", model="emoji")) # its attention has several places to look at, so every matrix learns
     trainer = Trainer.resume(run)
     trainer.checkpoint = saved_checkpoints(run)[-1]
     trainer.restore()
@@ -234,12 +231,12 @@ def test_the_measurement_before_is_not_taken_twice(broken, monkeypatch):
 # What a run that goes on may not be
 
 
-def test_a_configuration_that_differs_is_refused_by_field(broken, tmp_path, capsys):
+def test_a_configuration_that_differs_is_refused_by_field(broken, tiny_model, tmp_path, capsys):
     def refusal(*arguments):
         capsys.readouterr()
         assert train_command(["--resume", str(broken), *arguments]) == 1
         return capsys.readouterr().err
-    said = refusal("--preset", "emoji_small", "--model", TINY["model"], "--reward", "colourfulness", "--objective", "prdp")
+    said = refusal("--preset", "emoji_small", "--model", str(tiny_model), "--reward", "colourfulness", "--objective", "prdp")
     for part in ("epochs 20 (the run has 4)", "kl_weight 30.0 (the run has 2.0)", "to change it on purpose, name it:", "--epochs 20"): assert part in said
     assert "images_per_prompt 8 (the run has 2)" in said and "objective" not in said
     assert "cannot change lora_rank 4 (the run has 8)" in refusal("--lora_rank", "4")
@@ -252,8 +249,8 @@ def test_a_configuration_that_differs_is_refused_by_field(broken, tmp_path, caps
     assert read_metrics(broken)["epoch"].tolist() == [1, 2]
 
 
-def test_a_field_that_is_named_changes(straight, prompt_file, tmp_path):
-    run = interrupted(tiny(tmp_path/"run", prompt_file, epochs=3))
+def test_a_field_that_is_named_changes(straight, tiny, tmp_path):
+    run = interrupted(tiny(tmp_path/"run", epochs=3))
     assert train_command(["--resume", str(run), "--epochs", "4"]) == 0
     assert same(run, straight) and Config.load(run/"config.yaml").epochs == 4
     assert train_command(["--resume", str(run), "--epochs", "5", "--learning_rate", "0.5"]) == 0
@@ -290,8 +287,8 @@ def test_two_runs_on_one_folder(broken):
     with run_lock(broken): pass # the lock of a dead process is none
 
 
-def test_two_new_runs_at_once(prompt_file, tmp_path):
-    first, second = (Trainer(tiny(tmp_path/"run", prompt_file, epochs=1)) for _ in range(2))
+def test_two_new_runs_at_once(tiny, tmp_path):
+    first, second = (Trainer(tiny(tmp_path/"run", epochs=1)) for _ in range(2))
     with run_lock(tmp_path/"run"), pytest.raises(BlockingIOError, match="is at work in"): first.train()
     first.train()
     with pytest.raises(FileExistsError, match=r"choose another one \(--output_dir\), go on with the run in it \(--resume .*run\), or delete it"): second.train()
@@ -343,25 +340,25 @@ def fails_on(calls, error):
     return colourfulness
 
 
-def test_a_reward_that_comes_back_changes_nothing(straight, prompt_file, tmp_path, no_wait):
+def test_a_reward_that_comes_back_changes_nothing(straight, tiny, tmp_path, no_wait):
     reward = fails_on({2, 4, 5, 8}, TimeoutError("no answer")) # the base, twice the first epoch, the third
     with pytest.warns(UserWarning, match=r"reward colourfulness failed \(TimeoutError: no answer\); retry 2 of 2 in 2 s"):
-        run = Trainer(tiny(tmp_path/"run", prompt_file, reward_retries=2), reward=reward).train()
+        run = Trainer(tiny(tmp_path/"run", reward_retries=2), reward=reward).train()
     assert no_wait == [1, 1, 2, 1] and same(run, straight)
 
 
-def test_a_reward_that_stays_away_stops_the_run(prompt_file, tmp_path, no_wait):
+def test_a_reward_that_stays_away_stops_the_run(tiny, tmp_path, no_wait):
     with pytest.raises(RewardError, match="^epoch 3: reward colourfulness raised TimeoutError: no answer; it was asked about 4 images, image 0 of prompt 'a painting of a"):
-        Trainer(tiny(tmp_path/"run", prompt_file, reward_retries=3), reward=fails_on(range(5, 99), TimeoutError("no answer"))).train()
+        Trainer(tiny(tmp_path/"run", reward_retries=3), reward=fails_on(range(5, 99), TimeoutError("no answer"))).train()
     assert no_wait == [1, 2, 4] and [path.name for path in saved_checkpoints(tmp_path/"run")] == ["epoch_0001", "epoch_0002"]
 
 
-def test_prompts_that_cannot_be_scored_are_left_out(prompt_file, tmp_path):
+def test_prompts_that_cannot_be_scored_are_left_out(tiny, tmp_path):
     def picky(images, prompts):
         if picky.on and len(images) <= 4 and "a painting of a fox" in prompts: raise ValueError("no foxes") # an evaluation has more
         return [float(np.asarray(image).std()) for image in images]
     picky.on = False
-    config = tiny(tmp_path/"run", prompt_file, on_reward_error="skip_prompt", eval_images_per_prompt=3)
+    config = tiny(tmp_path/"run", on_reward_error="skip_prompt", eval_images_per_prompt=3)
     trainer = Trainer(config, reward=picky)
     trainer.check()
     picky.on = True
@@ -376,11 +373,11 @@ def test_prompts_that_cannot_be_scored_are_left_out(prompt_file, tmp_path):
     assert len(said) == queries.count(2) and said[0].startswith("the prompt 'a painting of a fox' is left out of this epoch: reward picky raised ValueError: no foxes")
 
 
-def test_a_score_that_is_no_number_is_named_with_its_epoch_and_prompt(prompt_file, tmp_path):
+def test_a_score_that_is_no_number_is_named_with_its_epoch_and_prompt(tiny, tmp_path):
     with pytest.raises(RewardError, match=r"^epoch 2: reward own gave nan to image 3 \(prompt 'a painting of a (fox|duck|cow)'\)"):
         scores = iter([[0., 1.], [0., 1., 2.], [0., 1., 2., 3.], [0., 1., 2., float("nan")]])
         def own(images, prompts): return next(scores)
-        Trainer(tiny(tmp_path/"run", prompt_file), reward=own).train()
+        Trainer(tiny(tmp_path/"run"), reward=own).train()
 
 
 # Numbers that are not finite
@@ -452,8 +449,8 @@ def test_weights_that_are_not_finite_are_not_saved_as_a_checkpoint(broken, monke
     assert all(w.isfinite().all() for w in load_file(broken/"final"/LORA).values()) # of the time before
 
 
-def test_a_spike_of_the_gradient_is_reported_once(prompt_file, tmp_path, monkeypatch):
-    trainer = Trainer(tiny(tmp_path/"run", prompt_file, epochs=7, save_every=100))
+def test_a_spike_of_the_gradient_is_reported_once(tiny, tmp_path, monkeypatch):
+    trainer = Trainer(tiny(tmp_path/"run", epochs=7, save_every=100))
     step, norms = training.gradient_step, []
     def spoiled(policy, optimizer, max_grad_norm):
         norms.append(step(policy, optimizer, max_grad_norm))
@@ -465,7 +462,7 @@ def test_a_spike_of_the_gradient_is_reported_once(prompt_file, tmp_path, monkeyp
     assert [str(w.message)[:76] for w in caught if "gradient" in str(w.message)] == ["epoch 7: a gradient of norm 50, 50 times the median of the epochs before (1)"]
 
 
-def test_random_numbers_of_a_reward_go_on(prompt_file, tmp_path):
+def test_random_numbers_of_a_reward_go_on(tiny, tmp_path):
     def noisy(down):
         calls = []
         def colourfulness(images, prompts):
@@ -476,9 +473,9 @@ def test_random_numbers_of_a_reward_go_on(prompt_file, tmp_path):
     def seed():
         random.seed(0), np.random.seed(0), torch.manual_seed(0)
     seed()
-    left_alone = Trainer(tiny(tmp_path/"straight", prompt_file, eval_rewards=()), reward=noisy(0)).train()
+    left_alone = Trainer(tiny(tmp_path/"straight", eval_rewards=()), reward=noisy(0)).train()
     seed()
-    config = tiny(tmp_path/"run", prompt_file)
+    config = tiny(tmp_path/"run")
     with pytest.raises(RewardError): Trainer(config, reward=noisy(5)).train()
     seed()
     Trainer.resume(tmp_path/"run", reward=noisy(0)).train()

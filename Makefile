@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help venv demo test bench export readme docs build
+.PHONY: help venv demo test oldest bench export readme docs build
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
@@ -25,6 +25,11 @@ test: venv ## sync, README, lint, every notebook, every test
 	$(BIN)/python tools/readme.py --check
 	$(BIN)/ruff check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup --durations=0 --durations-min=1
+
+oldest: ## the tests of models, training and processes with the oldest releases that settings.ini allows, in .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install -c constraints-oldest.txt -e . pytest pytest-xdist fastcore pyarrow scipy
+	OMP_NUM_THREADS=1 .venv-oldest/bin/pytest -n auto --dist loadgroup tests/test_baselines.py tests/test_evaluation.py tests/test_models.py tests/test_processes.py tests/test_prompts.py tests/test_rewards.py tests/test_sd.py tests/test_training.py
 
 bench: venv ## measure what training costs and write benchmarks/README.md: over an hour, and an environment with TRL
 	$(BIN)/python benchmarks/epoch.py bare

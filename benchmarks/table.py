@@ -70,11 +70,13 @@ def beside_trl(table: pd.DataFrame) -> str:
             f"{unet_share(runs)}\n\n{where(ours)}\n\n{where(trl, ' (TRL)')}")
 
 def subset(table: pd.DataFrame) -> str:
-    rows = [{"`cell_fraction`": r.cell_fraction, "seed": r.seed, "epochs": r.epochs, "seconds": f"{r.seconds:.0f}", "seconds an epoch": f"{r.epoch_seconds:.1f}", "reward before": f"{r.reward_before:.4f}",
-             "reward after": f"{r.reward_after:.4f}"} for r in table.itertuples()]
-    seeds = table.seed.nunique()
-    caution = "" if seeds > 2 else f"\n\n{seeds} seed(s): this shows what equal time buys in epochs, and is too little to say which share learns best."
-    return f"`python benchmarks/subset.py`: runs of emoji_small that end after equal time, scored on the same seeds.\n\n{markdown(rows)}{caution}\n\n{where(table)}"
+    shares = table.groupby("cell_fraction", sort=False)
+    medians, means = shares.epoch_seconds.median(), shares.reward_after.mean()
+    apart, spread = means.max() - means.min(), (shares.reward_after.max() - shares.reward_after.min()).max()
+    rows = [{"`cell_fraction`": share, "seconds an epoch": f"{medians[share]:.1f}", "over all cells": f"{medians[share]/medians.iloc[0]:.2f}", "epochs": ", ".join(map(str, runs.epochs)),
+             "reward after, seed by seed": ", ".join(f"{reward:.3f}" for reward in runs.reward_after), "mean": f"{means[share]:.3f}"} for share, runs in shares]
+    return (f"`python benchmarks/subset.py`: runs of emoji_small that end after equal time, about {table.seconds.median():.0f} seconds, scored on the same seeds; before, the reward is {table.reward_before.mean():.3f}.\n\n{markdown(rows)}\n\n"
+            f"The means of the shares lie {apart:.3f} apart, the seeds of one share up to {spread:.3f}: {table.seed.nunique()} seed(s) {'tell' if apart > spread else 'do not tell'} which share is best in equal time.\n\n{where(table)}")
 
 def growth(table: pd.DataFrame) -> str:
     medians = table.groupby(["axis", "value"], sort=False)[["factor", "seconds"]].median()

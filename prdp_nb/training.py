@@ -373,9 +373,7 @@ class Shards(Ranks):
         self.keep = keep
 
     def check(self, config: Config):
-        "Raises `ValueError` for what would have processes call the UNet unequally often, cannot be cut up, or a torch that cannot cut it."
-        from torch.distributed import fsdp
-        if not hasattr(fsdp, "fully_shard"): raise ValueError(f"a sharded model needs torch 2.6 or newer, not {torch.__version__}: upgrade it, or start the run with configs/multi_gpu.yaml")
+        "Raises `ValueError` for what would have processes call the UNet unequally often, or cannot be cut up."
         if config.prompts_per_epoch % self.count: raise ValueError(f"prompts_per_epoch must be a multiple of {self.count}, the processes that share the model, not {config.prompts_per_epoch}")
         for name, value in dict(on_reward_error="skip_prompt", dtype="float16", optimizer="adamw_8bit").items():
             if getattr(config, name) == value: raise ValueError(f"{name} {value!r} is not supported where the model is sharded: choose another one, or start the run with configs/multi_gpu.yaml")
@@ -388,11 +386,11 @@ class Shards(Ranks):
         for unet in filter(None, (policy.unet, policy.reference_unet)):
             for block in filter(None, (*unet.down_blocks, unet.mid_block, *unet.up_blocks, unet)):
                 fully_shard(block, mesh=mesh, reshard_after_forward=not self.keep).set_reshard_after_backward(not self.keep, recurse=False)
+                block.set_gradient_divide_factor(1) # the sum over all processes, not the average
+                block.set_force_sum_reduction_for_comms(True)
 
     def fill(self, weights: Tensor) -> int: return int(weights.view(self.count, -1).count_nonzero(1).max()) # (N, B, T) -> cells that each process sends back
-    def add_up(self, parameters: list[torch.nn.Parameter]): # with the average over all processes as their gradient
-        for p in parameters:
-            if p.grad is not None: p.grad.mul_(self.count)
+    def add_up(self, parameters: list[torch.nn.Parameter]): "Nothing: the backward pass has done it."
 
     def join(self, tree): # dicts and lists -> the same, with whole tensors on the CPU in place of shares
         from torch.utils._pytree import tree_map

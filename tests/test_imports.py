@@ -2,6 +2,8 @@
 import ast, configparser, json, re, subprocess, sys
 from pathlib import Path
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT/"prdp_nb").glob("*.py"))
@@ -10,6 +12,11 @@ DISTRIBUTIONS = {"PIL": "pillow", "open_clip": "open_clip_torch", "yaml": "pyyam
 
 def canonical(name: str) -> str: return re.sub(r"[-_.]+", "-", name).lower()
 
+def requirements() -> list[Requirement]: # of the installed package
+    settings = configparser.ConfigParser(delimiters=["="])
+    settings.read(ROOT/"settings.ini", encoding="utf-8")
+    return [Requirement(text) for text in settings["DEFAULT"]["requirements"].split()]
+
 def imported(module: Path) -> set[str]: # top-level names, wherever in the module they are imported
     nodes = list(ast.walk(ast.parse(module.read_text(encoding="utf-8"))))
     return ({alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
@@ -17,12 +24,15 @@ def imported(module: Path) -> set[str]: # top-level names, wherever in the modul
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
 def test_every_import_is_declared(module):
-    settings = configparser.ConfigParser(delimiters=["="])
-    settings.read(ROOT/"settings.ini", encoding="utf-8")
-    declared = {canonical(re.split(r"[<>=!~;\[]", requirement)[0]) for requirement in settings["DEFAULT"]["requirements"].split()}
-    allowed = declared | {"pyarrow", "bitsandbytes", "tokenizers"} # the first only for .parquet files, the second for adamw_8bit, by a clear error; the third comes with transformers
+    allowed = {canonical(requirement.name) for requirement in requirements()} | {"pyarrow", "bitsandbytes", "tokenizers"} # the first only for .parquet files, the second for adamw_8bit, by a clear error; the third comes with transformers
     for name in imported(module) - sys.stdlib_module_names - {"prdp_nb"}:
         assert canonical(DISTRIBUTIONS.get(name, name)) in allowed, f"{module.name} imports {name}, which is not in settings.ini's requirements"
+
+def test_the_oldest_releases_are_those_that_make_oldest_tests():
+    pinned = dict(line.split("==") for line in (ROOT/"constraints-oldest.txt").read_text().splitlines() if "==" in line)
+    for requirement in requirements():
+        for bound in requirement.specifier:
+            assert bound.operator == ">=" and Version(bound.version) == Version(pinned[requirement.name]), f"{requirement} of settings.ini, {requirement.name}=={pinned.get(requirement.name)} in constraints-oldest.txt"
 
 @pytest.mark.parametrize("module", ["objectives", "rewards", "prompts"])
 def test_light_modules_import_nothing_heavy(module):

@@ -73,10 +73,11 @@ def subset(table: pd.DataFrame) -> str:
     shares = table.groupby("cell_fraction", sort=False)
     medians, means = shares.epoch_seconds.median(), shares.reward_after.mean()
     apart, spread = means.max() - means.min(), (shares.reward_after.max() - shares.reward_after.min()).max()
+    told = table.seed.nunique() > 2 and apart > spread # one seed has no spread, and tells nothing
     rows = [{"`cell_fraction`": share, "seconds an epoch": f"{medians[share]:.1f}", "over all cells": f"{medians[share]/medians.iloc[0]:.2f}", "epochs": ", ".join(map(str, runs.epochs)),
              "reward after, seed by seed": ", ".join(f"{reward:.3f}" for reward in runs.reward_after), "mean": f"{means[share]:.3f}"} for share, runs in shares]
     return (f"`python benchmarks/subset.py`: runs of emoji_small that end after equal time, about {table.seconds.median():.0f} seconds, scored on the same seeds; before, the reward is {table.reward_before.mean():.3f}.\n\n{markdown(rows)}\n\n"
-            f"The means of the shares lie {apart:.3f} apart, the seeds of one share up to {spread:.3f}: {table.seed.nunique()} seed(s) {'tell' if apart > spread else 'do not tell'} which share is best in equal time.\n\n{where(table)}")
+            f"The means of the shares lie {apart:.3f} apart, the seeds of one share up to {spread:.3f}: which share is best in equal time {'can' if told else 'cannot'} be told (seeds: {table.seed.nunique()}).\n\n{where(table)}")
 
 def growth(table: pd.DataFrame) -> str:
     medians = table.groupby(["axis", "value"], sort=False)[["factor", "seconds"]].median()

@@ -77,6 +77,14 @@ def test_page_shows_ratios_of_medians(tmp_path):
     text = table.page(tmp_path)
     assert "Ratio **1.320**" in text and "decoding takes 10.0%" in text and "no results/memory.csv" in text
 
+@pytest.mark.parametrize("rewards, verdict", [([[0.7], [0.9]], "cannot"), ([[0.7, 0.71, 0.72], [0.8, 0.81, 0.82]], "can"), ([[0.7, 0.71, 0.9], [0.8, 0.81, 0.82]], "cannot")], ids=["one seed", "apart", "mixed"])
+def test_page_tells_shares_apart_only_beyond_the_seeds(rewards, verdict, tmp_path):
+    where = dict(machine="a", python="3", date="today") | dict.fromkeys(table.PACKAGES, "1")
+    write_rows(tmp_path/"subset.csv", [dict(seed=seed, cell_fraction=share, epochs=3, seconds=9.0, epoch_seconds=3.0*share, reward_before=0.5, reward_after=reward) | where
+                                       for share, of_share in zip((1.0, 0.5), rewards) for seed, reward in enumerate(of_share)])
+    text = table.page(tmp_path)
+    assert f"which share is best in equal time {verdict} be told (seeds: {len(rewards[0])})" in text and "| 0.5 | 1.5 | 0.50 |" in text
+
 def test_page_is_current():
     assert (ROOT/"benchmarks/README.md").read_text(encoding="utf-8") == table.page(ROOT/"benchmarks/results"), "run python benchmarks/table.py"
 

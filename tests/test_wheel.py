@@ -52,7 +52,7 @@ def test_installed_package_needs_no_notebook_tools(wheel):
         [metadata] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         lines = archive.read(metadata).decode().splitlines()
     required = [line for line in lines if line.startswith("Requires-Dist:") and "extra ==" not in line]
-    assert any("torch>=2.8" in line for line in required)
+    assert any(line.startswith("Requires-Dist: torch>=") for line in required)
     assert not [line for line in required if any(tool in line for tool in ("nbdev", "fastcore", "jupyter", "ipykernel", "pytest"))]
     assert "Requires-Python: >=3.10" in lines
 

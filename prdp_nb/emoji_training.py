@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['EMOJI', 'FONT', 'FAULTS', 'DROPOUT', 'draw_sprite', 'draw_sprite_sheet', 'sample_scene', 'blur_and_fade',
-           'web_sample', 'web_dataset', 'patches', 'patch_pca', 'to_latents', 'make_tokenizer', 'tokenize',
-           'make_scheduler', 'trapezoid', 'restore', 'fit', 'make_unet', 'make_text_encoder', 'latent_dataset',
-           'denoising_loss', 'train_denoiser', 'to_pixels', 'make_vae', 'psnr', 'as_sampled', 'decoder_loss',
-           'encoder_loss', 'train_vae', 'change_one_fact', 'texture', 'fake_reward_bait', 'roundtrip',
-           'preference_pair', 'good_picture', 'scorer_batch', 'contrastive_loss', 'scorer_loss', 'save_weights',
-           'train_scorer', 'facts_of', 'judge_example', 'judge_loss', 'train_judge', 'rated_pictures',
-           'train_aesthetic', 'pack', 'decoded_pool', 'build_world']
+           'web_sample', 'web_dataset', 'patches', 'patch_pca', 'to_latents', 'make_tokenizer', 'tokenize', 'trapezoid',
+           'restore', 'fit', 'make_unet', 'make_text_encoder', 'latent_dataset', 'denoising_loss', 'train_denoiser',
+           'to_pixels', 'make_vae', 'psnr', 'as_sampled', 'decoder_loss', 'encoder_loss', 'train_vae',
+           'change_one_fact', 'texture', 'fake_reward_bait', 'roundtrip', 'preference_pair', 'good_picture',
+           'scorer_batch', 'contrastive_loss', 'scorer_loss', 'save_weights', 'train_scorer', 'facts_of',
+           'judge_example', 'judge_loss', 'train_judge', 'rated_pictures', 'train_aesthetic', 'pack', 'decoded_pool',
+           'build_world']
 
 # %% ../nbs/90_emoji_world.ipynb #81a4802e
 import json
@@ -20,6 +20,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from .emoji import ANIMALS, COLOURS, IMAGE_SIZE, STYLES, SIZE_WORDS, JudgeNet, Scene, held_out_pairs, make_aesthetic_head, make_scorer, render
+from .schedules import log_snr_scheduler
 
 # %% ../nbs/90_emoji_world.ipynb #656fe50b
 EMOJI = dict(zip(ANIMALS, "🐈 🐕 🐎 🐒 🐇 🦓 🕷 🐦 🐑 🦌 🐄 🐐 🦁 🐅 🐻 🦝 🦊 🐺 🦎 🪲 🐜 🦋 🐟 🦈 🐋 🐬 🐿 🐁 🐀 🐍 🐢 🐸 🐔 🦆 🪿 🐝 🐖 🦃 🪰 🦙 🐪 🦇 🦍 🦔 🦘".split()))
@@ -153,14 +154,6 @@ def tokenize(
     "Sentences padded to the tokenizer's length."
     return tokenizer(list(captions), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt").input_ids
 
-# %% ../nbs/90_emoji_world.ipynb #69053664
-def make_scheduler(): # stock `DDIMScheduler`
-    "A thousand timesteps whose log signal-to-noise ratio falls in a straight line, from 4.5 to -5."
-    from diffusers import DDIMScheduler
-    alpha_bar = torch.linspace(4.5, -5, 1000, dtype=torch.float64).sigmoid()
-    betas = 1 - alpha_bar/torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
-    return DDIMScheduler(num_train_timesteps=1000, trained_betas=betas.tolist(), clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-
 # %% ../nbs/90_emoji_world.ipynb #75f9dda6
 def trapezoid(
     step: int, # steps done
@@ -276,7 +269,7 @@ def train_denoiser(
 ) -> torch.nn.ModuleDict: # the averaged `unet` and `text_encoder`
     "Train UNet and text encoder together from scratch on PCA latents; resumes from its checkpoint."
     torch.manual_seed(seed)
-    data, empty, scheduler = latent_dataset(folder, tokenizer, size, seed), tokenize(tokenizer, [""]), make_scheduler()
+    data, empty, scheduler = latent_dataset(folder, tokenizer, size, seed), tokenize(tokenizer, [""]), log_snr_scheduler()
     drop = torch.where(data["faulty"], DROPOUT["faulty"], DROPOUT["clean"])
     model = torch.nn.ModuleDict(dict(unet=make_unet(), text_encoder=make_text_encoder(tokenizer))).to(memory_format=torch.channels_last).train()
     def loss(step):
@@ -313,7 +306,7 @@ def as_sampled(
     latents: torch.Tensor, # (M, 16, 8, 8) clean
 ) -> torch.Tensor: # the same shape
     "Latents with the noise that the last denoising step leaves in them."
-    a = make_scheduler().alphas_cumprod[0]
+    a = log_snr_scheduler().alphas_cumprod[0]
     return a.sqrt()*latents + (1 - a).sqrt()*torch.randn_like(latents)
 
 # %% ../nbs/90_emoji_world.ipynb #3c86f412
@@ -614,7 +607,7 @@ def pack(
     from transformers import CLIPTextModel, CLIPTokenizer
     parts = dict(unet=UNet2DConditionModel.from_pretrained(folder/"unet"), vae=AutoencoderKL.from_pretrained(folder/"vae"),
                  text_encoder=CLIPTextModel.from_pretrained(folder/"text_encoder"), tokenizer=CLIPTokenizer.from_pretrained(folder/"tokenizer"),
-                 scheduler=make_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+                 scheduler=log_snr_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     StableDiffusionPipeline(**parts).to(dtype=torch.float16).save_pretrained(assets/"pipeline", safe_serialization=True)
     for config in (assets/"pipeline").glob("*/config.json"):
         values = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"} # where it lay is nobody's business

@@ -26,7 +26,7 @@ def test_every_chapter_becomes_a_page(pages):
     for name in CHAPTERS: assert "**What you will learn.**" in (pages/name).read_text(), name
 
 def test_api_pages_have_the_docments(pages):
-    cells = {"".join(cell["source"]): "".join(out for output in cell.get("outputs", ()) for out in output.get("data", {}).get("text/markdown", ())) for cell in json.loads((pages/"03_objectives.ipynb").read_text())["cells"]}
+    cells = {"".join(cell["source"]): "".join(out for output in cell.get("outputs", ()) for out in output.get("data", {}).get("text/markdown", ())) for cell in json.loads((pages/"05_objectives.ipynb").read_text())["cells"]}
     assert "clip_range:float, # ε" in next(shown for source, shown in cells.items() if source.endswith("show_doc(prdp_loss)"))
     assert any("\ndef prdp_loss(" in source for source in cells) # the derivation's own chapters also show the code
 

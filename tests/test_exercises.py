@@ -64,7 +64,7 @@ WRONG = dict(
         ("COLOURS.get(parse_prompt(prompt).background, PAPER)", "COLOURS['teal']", "a prompt without a colour"),
         ("parse_prompt(prompt).background", "parse_prompt(prompts[0]).background", "must not depend on the others")])
 
-@pytest.fixture(scope="module", params=[("50_your_own_objective.ipynb", "ipo_loss"), ("51_your_own_reward.ipynb", "background")], ids=WRONG)
+@pytest.fixture(scope="module", params=[("60_your_own_objective.ipynb", "ipo_loss"), ("61_your_own_reward.ipynb", "background")], ids=WRONG)
 def exercise(request): return Exercise(*request.param)
 
 def test_the_empty_cell_is_told_what_it_lacks(exercise):

@@ -91,7 +91,7 @@ def test_calls_from_several_threads_get_their_own_scores(serve):
     assert found == [brightness(pictures()[:n], PROMPTS) for n in (5, 1, 4, 2)]
 
 def test_the_example_of_the_notebook_needs_nothing_of_this_package(tmp_path, monkeypatch):
-    cells = json.loads((ROOT/"nbs/11_remote_rewards.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((ROOT/"nbs/15_remote_rewards.ipynb").read_text(encoding="utf-8"))["cells"]
     [example] = ["".join(cell["source"]) for cell in cells if "class Scoring(" in "".join(cell["source"])]
     assert len(example.splitlines()) <= 32 and "prdp" not in example
     (tmp_path/"service.py").write_text(example + '\nserver = ThreadingHTTPServer(("127.0.0.1", 0), Scoring)\nprint(server.server_port, flush=True)\nserver.serve_forever()\n')

@@ -18,7 +18,7 @@ from .policies import Condition, Policy
 from .schedules import diffusion_schedule, log_snr_scheduler
 from .trajectories import sample_trajectories, score_trajectories
 
-# %% ../nbs/06_lab.ipynb #c18b65b8
+# %% ../nbs/06_lab.ipynb #9ead34c8
 def sinusoids(
     count: int, # timesteps, from 0
     width: int, # numbers for each
@@ -34,10 +34,10 @@ class LabDenoiser(nn.Module):
         self,
         dimensions: int, # D, numbers in a latent
         prompt_dims: int = 16, # P, numbers in a prompt
-        width: int = 128, # of the residual stream
         layers: int = 3, # residual layers
     ):
         super().__init__()
+        width = max(128, 4*dimensions) # of the residual stream
         self.latent_shape = (dimensions,)
         self.latent_in, self.prompt_in = nn.Linear(dimensions, width), nn.Linear(prompt_dims, width)
         self.time_in = nn.Linear(64, width)

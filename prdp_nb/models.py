@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'LORA_TARGETS', 'LORA_FILE', 'use_ddim', 'quiet_loading', 'why_not_loaded', 'from_folder_or_hub',
-           'load_pipeline', 'warn_truncated', 'lent', 'encode_prompts', 'latent_shape', 'decode_latents', 'spare_gpu',
-           'PipelineWorld', 'add_lora', 'computing_in', 'UNetDenoiser', 'adapters_off', 'WithoutAdapter',
+           'load_pipeline', 'warn_truncated', 'lent', 'encode_prompts', 'computing_in', 'UNetDenoiser', 'latent_shape',
+           'decode_latents', 'spare_gpu', 'PipelineWorld', 'add_lora', 'adapters_off', 'WithoutAdapter',
            'trains_adapter', 'make_policy', 'generate', 'save_finetuned', 'load_finetuned']
 
 # %% ../nbs/13_models.ipynb #5908105c
@@ -121,6 +121,49 @@ def encode_prompts(
     with lent(pipe.text_encoder, pipe.unet.device) as encoder: hidden = encoder(ids.to(pipe.unet.device))[0]
     return {"encoder_hidden_states": hidden.float()}
 
+# %% ../nbs/13_models.ipynb #5c0e1b01
+@contextmanager
+def computing_in(
+    network: nn.Module,
+    dtype: torch.dtype | None, # None: that of its weights
+):
+    "Within the block the network computes in a dtype: under `torch.autocast` where its weights are held in another one."
+    weights = next(network.parameters())
+    if dtype in (None, weights.dtype): yield
+    else:
+        with torch.autocast(weights.device.type, dtype): yield
+
+class UNetDenoiser(nn.Module):
+    "A pipeline's UNet as the denoiser of a `Policy`: it may compute in half precision, and answers in the latents' dtype."
+    def __init__(
+        self,
+        model: nn.Module, # a diffusers `UNet2DConditionModel`
+        dtype: torch.dtype | None = None, # it computes in; None: in that of its weights
+    ):
+        super().__init__()
+        self.model, self.autocast_dtype = model, dtype
+
+    @property
+    def dtype(self) -> torch.dtype: # of the activations
+        return self.autocast_dtype or next(self.model.parameters()).dtype
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]: # channels, height, width, at the model's own resolution
+        size = self.model.config.sample_size
+        return (self.model.config.in_channels, *((size, size) if isinstance(size, int) else size))
+
+    def forward(
+        self,
+        latents: Tensor, # (M, C, H, W) fp32
+        timesteps: Tensor, # (M,)
+        condition: Condition, # from `encode_prompts`, of M prompts
+    ) -> Tensor: # (M, C, H, W) in the latents' dtype
+        held = next(self.model.parameters()).dtype
+        given = {name: value.to(held) for name, value in condition.items()}
+        with computing_in(self.model, self.autocast_dtype):
+            output = self.model(latents.to(held), timesteps, **given, return_dict=False)[0]
+        return output.to(latents.dtype)
+
 # %% ../nbs/13_models.ipynb #7a21574f
 def latent_shape(
     pipe, # a `StableDiffusionPipeline`
@@ -187,49 +230,6 @@ def add_lora(
     for p in pipe.unet.parameters():
         if p.requires_grad: p.data = p.data.float()
 
-# %% ../nbs/13_models.ipynb #5c0e1b01
-@contextmanager
-def computing_in(
-    network: nn.Module,
-    dtype: torch.dtype | None, # None: that of its weights
-):
-    "Within the block the network computes in a dtype: under `torch.autocast` where its weights are held in another one."
-    weights = next(network.parameters())
-    if dtype in (None, weights.dtype): yield
-    else:
-        with torch.autocast(weights.device.type, dtype): yield
-
-class UNetDenoiser(nn.Module):
-    "A pipeline's UNet as the denoiser of a `Policy`: it may compute in half precision, and answers in the latents' dtype."
-    def __init__(
-        self,
-        model: nn.Module, # a diffusers `UNet2DConditionModel`
-        dtype: torch.dtype | None = None, # it computes in; None: in that of its weights
-    ):
-        super().__init__()
-        self.model, self.autocast_dtype = model, dtype
-
-    @property
-    def dtype(self) -> torch.dtype: # of the activations
-        return self.autocast_dtype or next(self.model.parameters()).dtype
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]: # channels, height, width, at the model's own resolution
-        size = self.model.config.sample_size
-        return (self.model.config.in_channels, *((size, size) if isinstance(size, int) else size))
-
-    def forward(
-        self,
-        latents: Tensor, # (M, C, H, W) fp32
-        timesteps: Tensor, # (M,)
-        condition: Condition, # from `encode_prompts`, of M prompts
-    ) -> Tensor: # (M, C, H, W) in the latents' dtype
-        held = next(self.model.parameters()).dtype
-        given = {name: value.to(held) for name, value in condition.items()}
-        with computing_in(self.model, self.autocast_dtype):
-            output = self.model(latents.to(held), timesteps, **given, return_dict=False)[0]
-        return output.to(latents.dtype)
-
 # %% ../nbs/13_models.ipynb #5c0e1b02
 @contextmanager
 def adapters_off(
@@ -283,7 +283,7 @@ def make_policy(
         add_lora(pipe, lora_rank, lora_targets, seed)
         reference = WithoutAdapter(denoiser)
     if gradient_checkpointing: pipe.unet.enable_gradient_checkpointing()
-    pipe.unet.eval()
+    for part in (denoiser, reference): part.eval()
     schedule = diffusion_schedule(pipe.scheduler, num_inference_steps, device=pipe.unet.device)
     return Policy(denoiser, schedule, guidance_scale, reference, encode_prompts(pipe, [""]))
 

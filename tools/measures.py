@@ -1,0 +1,46 @@
+"The measures of the book: lines of a module, of an exported cell, cells of a notebook, columns, words; what is over its limit ends with an error."
+import argparse, json, re, statistics, sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULE_LINES, COLUMNS, CELLS, EXPORTED_LINES, EXPORTED_MEDIAN = 400, 100, 60, 40, 12
+PART_ONE_WORDS = 22_000 # 00 to 08 together, in prose
+
+def cells_of(notebook: Path, kind: str) -> list[str]: # "code" or "markdown"
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == kind]
+
+def measure_notebook(notebook: Path) -> dict: # the numbers of one notebook
+    code, prose = cells_of(notebook, "code"), cells_of(notebook, "markdown")
+    exported = [len(cell.splitlines()) for cell in code if re.match(r"\s*#\|\s*exports?\b", cell)]
+    lines = [line for cell in code for line in cell.splitlines() if "%pip install" not in line and "find_spec(name)" not in line]
+    return dict(name=notebook.stem, cells=len(code) + len(prose), columns=max(map(len, lines), default=0),
+                exported=max(exported, default=0), median=statistics.median(exported or [0]),
+                words=sum(len(cell.split()) for cell in prose))
+
+def measure_module(module: Path) -> dict: # the numbers of one module
+    lines = module.read_text(encoding="utf-8").splitlines()
+    return dict(name=module.stem, lines=len(lines), columns=max(map(len, lines), default=0))
+
+def too_much(found: dict) -> list[str]: # which limits it is over
+    limits = dict(cells=CELLS, columns=COLUMNS, exported=EXPORTED_LINES, median=EXPORTED_MEDIAN, lines=MODULE_LINES)
+    return [f"{name} {found[name]} > {limit}" for name, limit in limits.items() if found.get(name, 0) > limit]
+
+def rooms() -> tuple[list[Path], list[Path]]: # notebooks and modules of part I, which are held to the limits
+    notebooks = sorted((ROOT/"nbs").glob("0*.ipynb"))
+    modules = [ROOT/f"prdp_nb/{notebook.stem[3:]}.py" for notebook in notebooks]
+    return notebooks, [module for module in modules if module.exists()]
+
+def main():
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    notebooks, modules = rooms()
+    books, houses = list(map(measure_notebook, notebooks)), list(map(measure_module, modules))
+    print(f"{'notebook':18}{'cells':>6}{'words':>7}{'columns':>9}{'longest exported':>18}{'median':>8}")
+    for b in books: print(f"{b['name']:18}{b['cells']:6}{b['words']:7}{b['columns']:9}{b['exported']:18}{b['median']:8g}  {', '.join(too_much(b))}")
+    print(f"\n{'module':18}{'lines':>6}{'columns':>9}")
+    for h in houses: print(f"{h['name']:18}{h['lines']:6}{h['columns']:9}  {', '.join(too_much(h))}")
+    words = sum(b["words"] for b in books)
+    print(f"\nwords of 00 to 08: {words:,}, at most {PART_ONE_WORDS:,}")
+    if words > PART_ONE_WORDS or any(map(too_much, books + houses)): sys.exit("over the measures: see above")
+
+if __name__ == "__main__": main()

@@ -6,15 +6,15 @@
 __all__ = ['BOUNDS', 'PAPER', 'SMALL', 'LARGE', 'EMOJI', 'EMOJI_LARGE', 'PRESETS', 'RETRY_SECONDS', 'LOCK_FILE', 'CHECKSUMS',
            'FIXED', 'REFUSED', 'FSDP', 'option', 'cast', 'cast_bool', 'check', 'TaskOptions', 'EpochOptions',
            'UpdateOptions', 'CostOptions', 'ReportOptions', 'ConfigFields', 'flush', 'write_file', 'Config',
-           'Elsewhere', 'Ranks', 'Shards', 'warn_of_spike', 'score_terms', 'Patient', 'patient', 'score_prompts',
-           'score_each', 'join_scores', 'Scoring', 'append_rows', 'read_metrics', 'check_noise_floor', 'spread',
-           'Evaluation', 'evaluate', 'mean_interval', 'compare', 'before_after', 'draw_curves', 'draw_gallery',
-           'contact_sheet', 'new_folder', 'run_lock', 'checksum', 'seal', 'damage', 'discard', 'write_folder',
-           'epoch_of', 'saved_checkpoints', 'newest_intact', 'trained_weights', 'load_trained', 'random_states',
-           'set_random_states', 'save_evaluation', 'load_evaluation', 'resumed_config', 'join_ranks',
+           'Elsewhere', 'Ranks', 'Shards', 'update_options', 'warn_of_spike', 'score_terms', 'Patient', 'patient',
+           'score_prompts', 'score_each', 'join_scores', 'Scoring', 'append_rows', 'read_metrics', 'check_noise_floor',
+           'spread', 'Evaluation', 'evaluate', 'mean_interval', 'compare', 'before_after', 'draw_curves',
+           'draw_gallery', 'contact_sheet', 'new_folder', 'run_lock', 'checksum', 'seal', 'damage', 'discard',
+           'write_folder', 'epoch_of', 'saved_checkpoints', 'newest_intact', 'trained_weights', 'load_trained',
+           'random_states', 'set_random_states', 'save_evaluation', 'load_evaluation', 'resumed_config', 'join_ranks',
            'make_accelerator', 'usable_device', 'probe', 'make_optimizer', 'follow_weights', 'Setup', 'located',
-           'update_options', 'Saving', 'Trainer', 'unet_evaluations', 'expected_seconds', 'config_parser', 'read_flags',
-           'read_config', 'make_trainer', 'run_command', 'train_command', 'load_run', 'check_output', 'sample_command']
+           'Saving', 'Trainer', 'unet_evaluations', 'expected_seconds', 'config_parser', 'read_flags', 'read_config',
+           'make_trainer', 'run_command', 'train_command', 'load_run', 'check_output', 'sample_command']
 
 # %% ../nbs/24_training.ipynb #b5c1f361
 import argparse, copy, csv, hashlib, io, json, math, operator, os, random, shutil, sys, time, warnings
@@ -397,6 +397,16 @@ class Shards(Ranks):
     def together(self, *kinds: type, every: bool = False): # as in `Ranks`
         "Nothing: the others may be in a call of the UNet, where nobody can tell them. A process that fails must end, and what started it ends the others."
         yield
+
+# %% ../nbs/24_training.ipynb #7a10c3e9
+def update_options(
+    config: Config,
+    epoch: int, # counted from 0
+) -> dict: # options of `update`
+    "How an epoch's updates are made."
+    c = config
+    return dict(updates=c.updates_per_epoch, clip_range=c.clip_range, max_grad_norm=c.max_grad_norm, cell_fraction=c.cell_fraction,
+                chunk_size=c.chunk_size, batch_size=c.batch_size, seed=(c.seed, epoch))
 
 # %% ../nbs/24_training.ipynb #851c584b
 def warn_of_spike(
@@ -980,15 +990,6 @@ def located(
     "Errors of the numbers, of the memory and of the reward within the block begin with where they happened."
     try: yield
     except (FloatingPointError, MemoryError, RewardError) as error: raise type(error)(f"{where}: {error}") from error
-
-def update_options(
-    config: Config,
-    epoch: int, # counted from 0
-) -> dict: # options of `update`
-    "How an epoch's updates are made."
-    c = config
-    return dict(updates=c.updates_per_epoch, clip_range=c.clip_range, max_grad_norm=c.max_grad_norm, cell_fraction=c.cell_fraction,
-                chunk_size=c.chunk_size, batch_size=c.batch_size, seed=(c.seed, epoch))
 
 # %% ../nbs/24_training.ipynb #65dbd3f0
 class Saving(Setup):

@@ -280,7 +280,7 @@ LINES = [ # what is typed after prdp_, what the error must say
 @pytest.mark.parametrize("line, expected", LINES, ids=[line for line, _ in LINES])
 def test_command_line(line, expected, here, capsys, monkeypatch):
     monkeypatch.chdir(here)
-    for name in ("training.sample_rollout", "training.generate", "evaluation.evaluate"): monkeypatch.setattr(f"prdp_nb.{name}", lambda *a, **k: pytest.fail("sampled"))
+    for name in ("training.sample_epoch", "training.generate", "evaluation.evaluate"): monkeypatch.setattr(f"prdp_nb.{name}", lambda *a, **k: pytest.fail("sampled"))
     files = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
     command, *arguments = shlex.split(line.format(here=here))
     if command == "train" and not {"--output_dir", "--resume"} & {*arguments}: arguments += ["--output_dir", str(here/"new")]

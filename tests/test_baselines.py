@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from prdp_nb.training import OBJECTIVES, SINGLE_IMAGE, UNCLIPPED, Config, Trainer, read_metrics
+from prdp_nb.baselines import OBJECTIVES
+from prdp_nb.training import Config, Trainer, read_metrics
+
+SINGLE_IMAGE = ("ddpo", "ddpo_batch", "dpok") # compare no images of one prompt
+UNCLIPPED = ("rdp", "dpo") # ignore clip_range
 
 def contrast(images, prompts):
     return [float(np.asarray(image).std())/255 for image in images]
@@ -22,9 +26,9 @@ def tiny(tiny_model, prompt_file, tmp_path):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_trains(name, tiny):
     trainer = tiny(objective=name, images_per_prompt=1 if name in SINGLE_IMAGE else 2)
-    before = [p.detach().clone() for p in trainer.policy.unet.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trainer.policy.denoiser.parameters() if p.requires_grad]
     metrics = read_metrics(trainer.train())
-    after = [p for p in trainer.policy.unet.parameters() if p.requires_grad]
+    after = [p for p in trainer.policy.denoiser.parameters() if p.requires_grad]
     assert any((a != b).any() for a, b in zip(after, before)) and all(a.isfinite().all() for a in after)
     assert (metrics["grad_norm"] > 0).all() and metrics["kl"][0] == 0 and metrics["kl"][1] != 0
     assert ((0 < metrics["clip_fraction"]) & (metrics["clip_fraction"] <= 1)).all()

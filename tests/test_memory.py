@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from prdp_nb.emoji_training import make_scheduler, make_unet
-from prdp_nb.models import trainable_parameters
+from prdp_nb import algorithm
+from prdp_nb.emoji_training import make_unet
+from prdp_nb.models import UNetDenoiser
 from prdp_nb.objectives import prdp_loss
+from prdp_nb.policies import Policy, trainable_parameters
+from prdp_nb.schedules import diffusion_schedule, log_snr_scheduler
 from prdp_nb.trajectories import Rollout, score
-from prdp_nb.diffusion import GuidedPolicy, noise_schedule
-from prdp_nb.training import OBJECTIVES, Config, Trainer, update_policy
+from prdp_nb.training import Config, Trainer, update_options
 
 IMAGES, CHUNK = 2, 8
 
@@ -21,9 +23,12 @@ def setting(num_inference_steps):
     "A policy, and a rollout of random latents with rewards, for T steps."
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    policy = GuidedPolicy(make_unet(block_out_channels=(32, 64)).eval(), noise_schedule(make_scheduler(), num_inference_steps), 5.0)
+    empty = {"encoder_hidden_states": torch.randn(1, 24, 96)}
+    schedule = diffusion_schedule(log_snr_scheduler(), num_inference_steps)
+    policy = Policy(UNetDenoiser(make_unet(block_out_channels=(32, 64)).eval()), schedule, 5.0, unconditional=empty)
     latents = torch.randn(1, IMAGES, num_inference_steps + 1, 16, 8, 8)
-    rollout = Rollout(["a fox"], torch.randn(1, 24, 96), torch.randn(24, 96), latents, *(torch.zeros(1, IMAGES, num_inference_steps) for _ in range(2)))
+    condition = {"encoder_hidden_states": torch.randn(1, 24, 96)}
+    rollout = Rollout(["a fox"], condition, empty, schedule.random_steps, latents, *(torch.zeros(1, IMAGES, num_inference_steps) for _ in range(2)))
     rollout.log_probs = rollout.log_probs_ref = score(policy, rollout, CHUNK)
     return policy, rollout, torch.randn(1, IMAGES)
 
@@ -32,13 +37,13 @@ def update(policy, rollout, rewards):
     "Two updates as a run makes them."
     config = Config(chunk_size=CHUNK, batch_size=CHUNK, updates_per_epoch=2, kl_weight=1e-3, clip_range=1.0)
     optimizer = torch.optim.AdamW(trainable_parameters(policy), 1e-5)
-    update_policy(policy, optimizer, OBJECTIVES[config.objective](config), rollout, rewards, config)
+    algorithm.update(policy, optimizer, config.make_objective(), rollout, rewards, **update_options(config, epoch=0))
 
 
 def naive_update(policy, rollout, rewards):
     "One update with the whole graph held, as the equations are written."
     cells = rollout.cells(torch.arange(rollout.log_probs.numel()))
-    log_probs = policy.log_prob(*cells, rollout.empty_embeds).view_as(rollout.log_probs)
+    log_probs = policy.log_prob(*cells).view_as(rollout.log_probs)
     prdp_loss(log_probs, rollout.log_probs, rollout.log_probs_ref, rewards, clip_range=1.0, kl_weight=1e-3).backward()
 
 

@@ -12,13 +12,15 @@ from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusi
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from prdp_nb import models, training, trajectories
-from prdp_nb.diffusion import GuidedPolicy, noise_schedule
+from prdp_nb import algorithm, gradients, models, training, trajectories
 from prdp_nb.emoji import ASSETS
 from prdp_nb.emoji_training import make_text_encoder
-from prdp_nb.models import decode_latents, encode_prompts, latent_shape, lent, load_pipeline, make_policy, quiet_loading, spare_gpu, trainable_parameters
+from prdp_nb.gradients import backward_log_probs
+from prdp_nb.models import UNetDenoiser, decode_latents, encode_prompts, lent, load_pipeline, make_policy, quiet_loading, spare_gpu
+from prdp_nb.policies import Policy, trainable_parameters
+from prdp_nb.schedules import diffusion_schedule
 from prdp_nb.training import Config, Trainer, damage, newest_intact, read_metrics, saved_checkpoints, train_command
-from prdp_nb.trajectories import backward_log_probs, noise_floor, sample_rollout, score
+from prdp_nb.trajectories import noise_floor, sample_rollout, score
 
 PROMPTS = ["a painting of a fox", "a painting of a duck"]
 HALVES = (torch.bfloat16, torch.float16)
@@ -46,14 +48,13 @@ def start(tiny, adapter="lora", dtype=torch.float32, steps=3, **options):
     "A policy at its start, and what it sampled, scored by its reference as well."
     pipe = load_pipeline(tiny, torch.float32 if adapter == "full" else dtype)
     policy = make_policy(pipe, steps, 5.0, adapter, dtype=dtype, **options)
-    embeds = encode_prompts(pipe, ["", *PROMPTS])
-    return policy, sample_rollout(policy, PROMPTS, embeds[1:], embeds[0], torch.arange(4).view(2, 2), latent_shape(pipe))
+    return policy, sample_rollout(policy, PROMPTS, encode_prompts(pipe, PROMPTS), torch.arange(4).view(2, 2))
 
 
 def gradient(policy, rollout, coefficients, **options):
     backward_log_probs(policy, rollout, coefficients, **options)
     flat = torch.cat([p.grad.flatten() for p in trainable_parameters(policy)])
-    policy.unet.zero_grad()
+    policy.denoiser.zero_grad()
     return flat
 
 
@@ -109,15 +110,16 @@ def test_the_colab_preset_is_for_a_gpu_without_bfloat16():
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_steps_are_diffusers_ddim_steps(kind):
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=kind)
-    policy = GuidedPolicy(tiny_unet().eval(), noise_schedule(scheduler, 10), 5.0)
+    unet = tiny_unet().eval()
     torch.manual_seed(1)
-    embeds, empty = torch.randn(1, 24, 96), torch.randn(24, 96)
-    rollout = sample_rollout(policy, ["a fox"], embeds, empty, torch.tensor([[7]]), (4, 8, 8), with_reference=False)
+    embeds, empty = torch.randn(2, 1, 24, 96)
+    policy = Policy(UNetDenoiser(unet), diffusion_schedule(scheduler, 10), 5.0, unconditional={"encoder_hidden_states": empty})
+    rollout = sample_rollout(policy, ["a fox"], {"encoder_hidden_states": embeds}, torch.tensor([[7]]), with_reference=False)
     scheduler.set_timesteps(10)
     noise = trajectories.image_noise(7, (4, 8, 8), 10)
     for step, t in enumerate(scheduler.timesteps):
         x, after = rollout.latents[0, :, step], rollout.latents[0, :, step + 1]
-        with torch.no_grad(): without, guided = (policy.unet(x, t, e).sample for e in (empty[None], embeds))
+        with torch.no_grad(): without, guided = (unet(x, t, e).sample for e in (empty, embeds))
         theirs = scheduler.step(without + 5*(guided - without), t, x, eta=1.0, variance_noise=noise[step + 1][None]).prev_sample
         torch.testing.assert_close(after, theirs, rtol=1e-4, atol=1e-4)
         variance = scheduler._get_variance(t, t - 100 if step < 9 else -1)
@@ -128,7 +130,8 @@ def test_steps_are_diffusers_ddim_steps(kind):
 def test_the_two_predictions_differ(tiny):
     pipe = load_pipeline(tiny)
     pipe.scheduler.register_to_config(prediction_type="v_prediction")
-    assert make_policy(pipe, 3, 5.0).schedule.prediction_type == "v_prediction"
+    velocity, noise = (make_policy(p, 3, 5.0).schedule for p in (pipe, load_pipeline(tiny)))
+    assert torch.equal(velocity.std, noise.std) and not torch.allclose(velocity.output_weight, noise.output_weight)
 
 
 # Dtypes
@@ -158,7 +161,7 @@ def test_half_precision(tiny, adapter, dtype):
 
 def test_without_the_scale_a_small_gradient_is_lost_in_float16(tiny, monkeypatch):
     policy, rollout = start(tiny, "full", torch.float16)
-    monkeypatch.setattr(trajectories, "gradient_scale", lambda *given: 1.0)
+    monkeypatch.setattr(gradients, "gradient_scale", lambda *given: 1.0)
     assert gradient(policy, rollout, torch.full((2, 2, 3), 1e-8)).norm() == 0
 
 
@@ -168,9 +171,9 @@ def test_float32_gradients_are_what_they_were_to_the_bit(tiny):
     coefficients = torch.randn(2, 2, 3)
     def twice(): return gradient(policy, rollout, coefficients, chunk_size=5)
     for cells, a in zip(torch.arange(12).split(5), coefficients.flatten().split(5)):
-        (a*policy.log_prob(*rollout.cells(cells), rollout.empty_embeds)).sum().backward()
+        (a*policy.log_prob(*rollout.cells(cells))).sum().backward()
     plain = torch.cat([p.grad.flatten() for p in trainable_parameters(policy)])
-    policy.unet.zero_grad()
+    policy.denoiser.zero_grad()
     assert torch.equal(twice(), plain)
 
 
@@ -186,14 +189,14 @@ def test_gradients_add_to_those_that_are_there(tiny, dtype):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_full_run_in_half_precision_keeps_small_steps(tiny, tmp_path, dtype):
     trainer = Trainer(config(tmp_path/"run", tiny, adapter="full", dtype=dtype, learning_rate=1e-7), reward=contrast)
-    start, reference = [[p.detach().clone() for p in unet.parameters()] for unet in (trainer.policy.unet, trainer.policy.reference_unet)]
+    start, reference = [[p.detach().clone() for p in unet.parameters()] for unet in (trainer.policy.denoiser, trainer.policy.reference)]
     metrics = read_metrics(trainer.train())
-    moved = torch.cat([(p - s).abs().flatten() for p, s in zip(trainer.policy.unet.parameters(), start)])
+    moved = torch.cat([(p - s).abs().flatten() for p, s in zip(trainer.policy.denoiser.parameters(), start)])
     assert (moved > 0).float().mean() > 0.8 and moved.max() < 1e-6 # AdamW's steps of 1e-7; bf16 could not tell them from nothing
-    assert all(torch.equal(p, s) for p, s in zip(trainer.policy.reference_unet.parameters(), reference))
+    assert all(torch.equal(p, s) for p, s in zip(trainer.policy.reference.parameters(), reference))
     assert metrics["kl"][0] == 0 and np.isfinite(metrics["grad_norm"]).all()
     saved = load_file(tmp_path/"run/final/unet/diffusion_pytorch_model.safetensors")
-    assert all(torch.equal(saved[name], p) for name, p in trainer.policy.unet.named_parameters())
+    assert all(torch.equal(saved[name], p) for name, p in trainer.pipe.unet.named_parameters())
     assert training.load_run(tmp_path/"run")[1].unet.dtype == torch.float32
 
 
@@ -206,12 +209,12 @@ def test_gradient_checkpointing_acts_and_changes_nothing(tiny, adapter, dtype):
     held, calls, gradients = [], [], []
     for checkpointing in (False, True):
         policy, rollout = start(tiny, adapter, dtype, gradient_checkpointing=checkpointing)
-        assert not policy.unet.training
+        assert not policy.denoiser.training
         calls.append(0)
         def count(*given): calls[-1] += 1
-        hook, total = policy.unet.up_blocks[0].resnets[0].register_forward_pre_hook(count), []
+        hook, total = policy.denoiser.model.up_blocks[0].resnets[0].register_forward_pre_hook(count), []
         def hold(tensor): total.append(tensor.nbytes); return tensor
-        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor): log_prob = policy.log_prob(*rollout.cells(torch.arange(4)), rollout.empty_embeds)
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor): log_prob = policy.log_prob(*rollout.cells(torch.arange(4)))
         held.append(sum(total))
         log_prob.sum().backward()
         hook.remove()
@@ -269,12 +272,12 @@ def test_prompts_are_encoded_once_a_group(tiny, tmp_path):
 
 def test_the_average_is_what_becomes_of_a_run(tiny, tmp_path, monkeypatch):
     seen = []
-    step = training.gradient_step
+    step = algorithm.gradient_step
     def watched(policy, *given):
         norm = step(policy, *given)
         seen.append(torch.cat([p.detach().flatten() for p in trainable_parameters(policy)]).double())
         return norm
-    monkeypatch.setattr(training, "gradient_step", watched)
+    monkeypatch.setattr(algorithm, "gradient_step", watched)
     measured = []
     monkeypatch.setattr(training, "evaluate", lambda pipe, *given, f=training.evaluate, **named: measured.append(weights_of(pipe)) or f(pipe, *given, **named))
     def weights_of(pipe): return torch.cat([p.detach().flatten() for p in pipe.unet.parameters() if p.requires_grad]).double()
@@ -344,7 +347,7 @@ def one_line(capsys) -> str: # what a command wrote to stderr
 
 def test_targets_of_an_adapter(tiny, tmp_path):
     trainer = Trainer(config(tmp_path/"run", tiny, lora_targets=("to_q", "conv1"), lora_rank=2, epochs=1), reward=contrast)
-    assert {re.search(r"(to_q|conv1)\.lora_", name)[1] for name, p in trainer.policy.unet.named_parameters() if p.requires_grad} == {"to_q", "conv1"}
+    assert {re.search(r"(to_q|conv1)\.lora_", name)[1] for name, p in trainer.pipe.unet.named_parameters() if p.requires_grad} == {"to_q", "conv1"}
     trainer.train()
     weights = load_file(tmp_path/"run/final"/models.LORA_FILE)
     assert any("conv1" in name for name in weights) and all(("conv1" in name) != ("to_q" in name) for name in weights)
@@ -383,8 +386,8 @@ def test_another_kind_of_pipeline(kind, on_the_hub, tmp_path, monkeypatch):
 def test_latents_that_overflow_in_float16_stop_the_run_and_another_dtype_goes_on(tiny, tmp_path, capsys):
     trainer = Trainer(config(tmp_path/"run", tiny, epochs=3, dtype="float16"), reward=contrast)
     def overflow(module, given, output): return (output[0]*(1e6 if trainer.epochs_done == 1 and given[1].flatten()[0] == 1 else 1),) # beyond 65,504
-    trainer.policy.unet.register_forward_hook(overflow)
-    with pytest.raises(FloatingPointError, match=r"epoch 2: latents became non-finite at step 2 of 2 \(timestep 1\) for the prompt '.*', with the UNet in float16; use dtype bfloat16 or float32"):
+    trainer.pipe.unet.register_forward_hook(overflow)
+    with pytest.raises(FloatingPointError, match=r"epoch 2: latents became non-finite at step 2 of 2 \(timestep 1\) for the prompt '.*', with the network in float16; use dtype bfloat16 or float32"):
         trainer.train()
     assert "to go on: prdp_train --resume" in capsys.readouterr().out
     checkpoint = newest_intact(tmp_path/"run")
@@ -411,7 +414,7 @@ def runs_out(owner, name, monkeypatch, when=lambda: True):
 def test_a_gpu_that_is_too_small_for_one_of_the_parts_of_an_epoch(tiny, monkeypatch):
     pipe = load_pipeline(tiny)
     policy, rollout = start(tiny)
-    def again(): sample_rollout(policy, PROMPTS, rollout.prompt_embeds, rollout.empty_embeds, torch.arange(4).view(2, 2), (4, 8, 8), batch_size=64)
+    def again(): sample_rollout(policy, PROMPTS, rollout.condition, torch.arange(4).view(2, 2), batch_size=64)
     for owner, name, work, says in (
             (trajectories, "sample_trajectories", again, "sampling with batch_size 4: try batch_size 2"), # there are no more than 4 to sample
             (trajectories, "score_trajectories", again, "sampling with batch_size 4: try batch_size 2"),

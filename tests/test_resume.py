@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prdp_nb import training
+from prdp_nb import algorithm, training
 from prdp_nb.models import load_finetuned
 from prdp_nb.rewards import RewardError
 from prdp_nb.training import Config, Trainer, damage, newest_intact, read_metrics, run_lock, saved_checkpoints, train_command, trainable_parameters
@@ -392,34 +392,34 @@ def stops(trainer, match):
 
 def test_a_loss_that_is_not_finite_stops_the_run(broken, monkeypatch):
     trainer = Trainer.resume(broken)
-    coefficients = training.coefficients
+    coefficients = algorithm.coefficients
     def spoiled(loss_fn, log_probs):
         loss, weights = coefficients(loss_fn, log_probs)
         return (loss*float("nan") if trainer.epochs_done == 2 else loss), weights
-    monkeypatch.setattr(training, "coefficients", spoiled)
+    monkeypatch.setattr(algorithm, "coefficients", spoiled)
     stops(trainer, "^epoch 3: the loss is nan, of finite log-probabilities; the weights were not touched")
 
 
 def test_a_slope_that_is_not_finite_is_named(broken, monkeypatch):
     trainer = Trainer.resume(broken)
-    coefficients = training.coefficients
+    coefficients = algorithm.coefficients
     def spoiled(loss_fn, log_probs):
         loss, weights = coefficients(loss_fn, log_probs)
         if trainer.epochs_done == 2: weights[1, 0, 1] = float("inf")
         return loss, weights
-    monkeypatch.setattr(training, "coefficients", spoiled)
+    monkeypatch.setattr(algorithm, "coefficients", spoiled)
     second = training.draw_prompts(trainer.prompts, 2, 0, 2)[1]
-    stops(trainer, f"^epoch 3: the slope of the loss is inf for the prompt '{second}', picture 1 of 2, step 2 of 2; the weights were not touched")
+    stops(trainer, f"^epoch 3: the slope of the loss is inf for the prompt '{second}', image 1 of 2, step 2 of 2; the weights were not touched")
 
 
 def test_a_gradient_that_is_not_finite_is_traced_to_its_prompt_and_step(broken, monkeypatch):
     trainer = Trainer.resume(broken, cell_fraction=1.0)
-    backward = training.backward_log_probs
+    backward = algorithm.backward_log_probs
     def spoiled(policy, rollout, weights, **options):
         spent = backward(policy, rollout, weights, **options)
         if trainer.epochs_done == 2 and weights[0, :, 1].any(): trainable_parameters(policy)[0].grad[0] = float("nan")
         return spent
-    monkeypatch.setattr(training, "backward_log_probs", spoiled)
+    monkeypatch.setattr(algorithm, "backward_log_probs", spoiled)
     first = training.draw_prompts(trainer.prompts, 2, 0, 2)[0]
     stops(trainer, f"^epoch 3: the gradient's norm is nan; the weights were not touched.*; it comes from the prompt '{first}', step 2 of 2")
 
@@ -451,11 +451,11 @@ def test_weights_that_are_not_finite_are_not_saved_as_a_checkpoint(broken, monke
 
 def test_a_spike_of_the_gradient_is_reported_once(tiny, tmp_path, monkeypatch):
     trainer = Trainer(tiny(tmp_path/"run", epochs=7, save_every=100))
-    step, norms = training.gradient_step, []
+    step, norms = algorithm.gradient_step, []
     def spoiled(policy, optimizer, max_grad_norm):
         norms.append(step(policy, optimizer, max_grad_norm))
         return 1.0 if len(norms) != 13 else 50.0 # the first update of epoch 7
-    monkeypatch.setattr(training, "gradient_step", spoiled)
+    monkeypatch.setattr(algorithm, "gradient_step", spoiled)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.train()

@@ -3,7 +3,7 @@ import json, math, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, torch
 from diffusers import StableDiffusionPipeline
-from prdp_nb.diffusion import noise_schedule
+from prdp_nb.schedules import diffusion_schedule
 from prdp_nb.models import generate, latent_shape, load_pipeline
 from prdp_nb.training import Config, Trainer, read_metrics
 from prdp_nb.trajectories import score
@@ -25,7 +25,7 @@ def test_the_tiny_pipeline_is_built_like_v1_4(folder):
 
 def test_the_schedule_is_the_paper_s_on_v1_4(folder):
     scheduler = load_pipeline(folder).scheduler
-    schedule = noise_schedule(scheduler, 50)
+    schedule = diffusion_schedule(scheduler, 50)
     assert schedule.timesteps.tolist() == list(range(981, 0, -20))
     sigma = dict(zip(schedule.timesteps.tolist(), schedule.std.tolist()))
     assert [round(sigma[t], 4) for t in (981, 961, 501, 41, 21, 1)] == [0.4545, 0.4483, 0.2948, 0.0999, 0.0395, 0.0206]
@@ -43,7 +43,7 @@ def trained(request, folder, tmp_path_factory):
     config = Config(model=str(folder), adapter=request.param, prompts=str(place/"prompts.txt"), prompts_per_epoch=1, images_per_prompt=3, num_inference_steps=50, guidance_scale=5.0,
                     epochs=1, learning_rate=dict(lora=1e-1, full=1e-3)[request.param], kl_weight=1e-4, clip_range=1e-6, reward="jpeg_compressibility", chunk_size=64, eval_images_per_prompt=1, eval_rewards=(), output_dir=str(place/"run"))
     trainer = Trainer(config)
-    before = [p.detach().clone() for p in trainer.policy.unet.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trainer.policy.denoiser.parameters() if p.requires_grad]
     trainer.train()
     trainer.before_training = before
     return trainer
@@ -52,8 +52,8 @@ def test_the_noise_floor_of_float32_is_below_1e_7(trained): assert trained.noise
 
 def test_the_first_ratio_of_an_epoch_is_exactly_1(trained):
     "At θ as it is after an epoch: what was recorded while sampling is, to the bit, what scoring in the same batch gives."
-    assert any((a != b).any() for a, b in zip(trained.before_training, (p for p in trained.policy.unet.parameters() if p.requires_grad)))
-    with torch.no_grad(): rollout = trained.sample_from(trained.policy, PROMPTS[:1], 7, "sampling", with_reference=False)
+    assert any((a != b).any() for a, b in zip(trained.before_training, (p for p in trained.policy.denoiser.parameters() if p.requires_grad)))
+    rollout = trained.sample(PROMPTS[:1], 7)
     again = score(trained.policy, rollout, trained.config.batch_size)
     assert rollout.log_probs.shape == (1, 3, 50) and rollout.log_probs.std() > 0.1
     assert torch.equal(again, rollout.log_probs) and ((again - rollout.log_probs).exp() == 1).all()

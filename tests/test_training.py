@@ -152,7 +152,7 @@ def test_bad_input_is_met_before_any_sampling(flags, says, tmp_path, capsys, mon
     (tmp_path/"prompts.csv").write_text("text,other\na fox,1\n")
     (tmp_path/"wrong.yaml").write_text("guidence_scale: 3\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("prdp_nb.training.sample_rollout", lambda *a, **k: pytest.fail("sampled"))
+    monkeypatch.setattr("prdp_nb.training.sample_epoch", lambda *a, **k: pytest.fail("sampled"))
     output = [] if "--output_dir" in flags else ["--output_dir", str(tmp_path/"run")]
     assert train_command([*output, *(flag.format(here=tmp_path) for flag in flags)]) == 1
     error = capsys.readouterr().err
@@ -207,8 +207,8 @@ def test_a_reward_that_breaks_later_leaves_a_usable_run_folder(name, tiny, tmp_p
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(tiny, tmp_path, monkeypatch):
-    from prdp_nb import training
-    monkeypatch.setattr(training, "coefficients", lambda function, log_probs: (torch.tensor(0.), torch.full_like(log_probs, float("nan"))))
+    from prdp_nb import algorithm
+    monkeypatch.setattr(algorithm, "coefficients", lambda function, log_probs: (torch.tensor(0.), torch.full_like(log_probs, float("nan"))))
     with pytest.raises(FloatingPointError, match="the weights were not touched"): Trainer(tiny(), reward=contrast).train()
     from safetensors.torch import load_file
     assert all(w.isfinite().all() for w in load_file(tmp_path/"run/final/pytorch_lora_weights.safetensors").values())
@@ -218,10 +218,10 @@ def test_full_unet_is_trained_and_loads_in_stock_diffusers(tiny):
     from diffusers import StableDiffusionPipeline
     from prdp_nb.models import generate
     trainer = Trainer(tiny(adapter="full", learning_rate=1e-4, updates_per_epoch=2), reward=contrast)
-    reference = [p.clone() for p in trainer.policy.reference_unet.parameters()]
+    reference = [p.clone() for p in trainer.policy.reference.parameters()]
     folder = trainer.train()
-    assert all(torch.equal(a, b) for a, b in zip(reference, trainer.policy.reference_unet.parameters()))
-    assert not any(torch.equal(a, b) for a, b in zip(reference, trainer.policy.unet.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(reference, trainer.policy.reference.parameters()))
+    assert not any(torch.equal(a, b) for a, b in zip(reference, trainer.policy.denoiser.parameters()))
     assert (read_metrics(folder)["kl"] != 0).tolist() == [False, True]
     pipe = StableDiffusionPipeline.from_pretrained(folder/"final", safety_checker=None)
     theirs = pipe("a painting of a fox", num_inference_steps=2, guidance_scale=5.0, eta=1.0, generator=torch.Generator().manual_seed(1)).images[0]

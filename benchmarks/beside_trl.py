@@ -33,7 +33,8 @@ def trl_python(folder: Path) -> Path: # of the environment in that folder, made 
 def write_pipeline(folder: Path): # of random weights, in files that both versions of diffusers and transformers read
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
-    from prdp_nb.emoji_training import make_scheduler, make_tokenizer
+    from prdp_nb.emoji_training import make_tokenizer
+    from prdp_nb.schedules import log_snr_scheduler
     torch.manual_seed(0)
     tokenizer = make_tokenizer(folder/"tokenizer")
     unet = UNet2DConditionModel(sample_size=16, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=2, cross_attention_dim=32,
@@ -41,7 +42,7 @@ def write_pipeline(folder: Path): # of random weights, in files that both versio
     vae = AutoencoderKL(block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",)*2, up_block_types=("UpDecoderBlock2D",)*2, latent_channels=4, sample_size=32)
     text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=37, num_hidden_layers=5, num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length,
                                         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
-    StableDiffusionPipeline(vae, text, tokenizer, unet, make_scheduler(), None, None, requires_safety_checker=False).save_pretrained(folder)
+    StableDiffusionPipeline(vae, text, tokenizer, unet, log_snr_scheduler(), None, None, requires_safety_checker=False).save_pretrained(folder)
     backend = json.loads((folder/"tokenizer"/"tokenizer.json").read_text())["model"] # transformers 4 reads the same in two files
     (folder/"tokenizer"/"vocab.json").write_text(json.dumps(backend["vocab"]))
     (folder/"tokenizer"/"merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in backend["merges"])]))

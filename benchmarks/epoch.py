@@ -7,18 +7,18 @@
 Each with [--rounds 3] [--tiny]. Times are taken in turns, on one thread, in seconds of the processor; results/*.csv keeps every one of them.
 """
 import argparse, sys, tempfile, time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from unittest import mock
 import torch
-import prdp_nb.training
+import prdp_nb.algorithm, prdp_nb.training
 from common import RESULTS, about, ready, seconds, write_rows
-from prdp_nb.diffusion import adapters_off
-from prdp_nb.models import trainable_parameters
+from prdp_nb.models import adapters_off
+from prdp_nb.policies import trainable_parameters
 from prdp_nb.training import Config
 from trl_epochs import UnetCalls
 
-PARTS = dict(decoding="decode_latents", reward="score_prompts", optimizer="gradient_step") # of an epoch outside the UNet -> its function in prdp_nb.training
+PARTS = dict(decoding=(prdp_nb.training, "decode_latents"), reward=(prdp_nb.training, "score_prompts"), optimizer=(prdp_nb.algorithm, "gradient_step")) # of an epoch outside the UNet -> its function
 UNITS = dict(prompts_per_epoch=2, images_per_prompt=4, num_inference_steps=5, cell_fraction=1.0) # N, B, T and share; each is changed by itself
 TINY = dict(prompts_per_epoch=1, images_per_prompt=2, num_inference_steps=1, cell_fraction=1.0)
 SETS = (1_000, 100_000) # prompts
@@ -29,16 +29,16 @@ def config(folder: Path, **fields) -> Config: # a run of which only epochs are o
 def record(policy, work) -> list[tuple]: # the UNet calls within `work`: arguments, with a graph?, with the adapter?
     calls = []
     def add(unet, given, named): calls.append((given, named, torch.is_grad_enabled(), bool(trainable_parameters(policy))))
-    hook = policy.unet.register_forward_pre_hook(add, with_kwargs=True)
+    hook = policy.denoiser.model.register_forward_pre_hook(add, with_kwargs=True)
     try: work()
     finally: hook.remove()
     return calls
 
 def replay(policy, calls: list[tuple]): # the same calls, forward, and backward where there was a graph
     for given, named, graph, adapted in calls:
-        with torch.set_grad_enabled(graph), nullcontext() if adapted else adapters_off(policy.unet): output = policy.unet(*given, **named)[0]
+        with torch.set_grad_enabled(graph), nullcontext() if adapted else adapters_off(policy.denoiser.model): output = policy.denoiser.model(*given, **named)[0]
         if graph: output.sum().backward()
-    policy.unet.zero_grad()
+    policy.denoiser.model.zero_grad()
 
 def timed_parts(work) -> tuple[tuple[float, float], dict[str, float]]: # seconds of the work, and of each of PARTS within it
     spent = dict.fromkeys(PARTS, 0.0)
@@ -48,12 +48,14 @@ def timed_parts(work) -> tuple[tuple[float, float], dict[str, float]]: # seconds
             try: return function(*given, **named)
             finally: spent[part] += time.process_time() - start
         return run
-    with mock.patch.multiple(prdp_nb.training, **{name: clocked(part, getattr(prdp_nb.training, name)) for part, name in PARTS.items()}): return seconds(work), spent
+    with ExitStack() as stack:
+        for part, (module, name) in PARTS.items(): stack.enter_context(mock.patch.object(module, name, clocked(part, getattr(module, name))))
+        return seconds(work), spent
 
 def bare(folder: Path, rounds: int, tiny: bool) -> list[dict]:
     trainer = ready(config(folder/"run", prompts_per_epoch=1 if tiny else 2, **dict(num_inference_steps=2, images_per_prompt=2) if tiny else {}))
     images, rows = trainer.config.prompts_per_epoch*trainer.config.images_per_prompt, []
-    counted = UnetCalls(trainer.policy.unet)
+    counted = UnetCalls(trainer.policy.denoiser.model)
     calls = record(trainer.policy, lambda: trainer.run_epoch(1))
     evaluations = counted.per_image(images)
     for turn in range(rounds):

@@ -7,7 +7,7 @@ from prdp_nb.models import encode_prompts
 from prdp_nb.training import Config
 
 def fingerprint(pipe) -> float: # of text encoder and UNet: the same number on both sides, or they do not run the same pipeline
-    with torch.no_grad(): return pipe.unet(torch.ones(1, *FINGERPRINT), 500, encode_prompts(pipe, ["a painting of a fox"]))[0].square().sum().item()
+    with torch.no_grad(): return pipe.unet(torch.ones(1, *FINGERPRINT), 500, **encode_prompts(pipe, ["a painting of a fox"])).sample.square().sum().item()
 
 def reward(images, prompts): return brightness(images)
 reward.takes_tensors = True

@@ -7,13 +7,14 @@ Reads a file of 1,000,000 lines in a fresh process and prints the time to the fi
 """
 import random, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
-from prdp_nb.prompts import draw_prompts
+from prdp_nb.algorithm import draw_prompts
 
 LINES, BATCH, ROUNDS, DRAWS = 1_000_000, 64, 200, 20
 FIRST_BATCH = """
 import resource, sys, time
 import psutil
-from prdp_nb.prompts import draw_prompts, load_prompts
+from prdp_nb.algorithm import draw_prompts
+from prdp_nb.prompts import load_prompts
 before, wall, cpu = psutil.Process().memory_info().rss, time.perf_counter(), time.process_time()
 draw_prompts(load_prompts(sys.argv[1]), 64, seed=0, epoch=0)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1024 if sys.platform == "linux" else 1)

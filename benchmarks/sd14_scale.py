@@ -16,9 +16,10 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 from torch.utils.flop_counter import FlopCounterMode
-from prdp_nb.diffusion import computing_in
-from prdp_nb.models import decode_latents, latent_shape, make_policy, quiet_loading, trainable_parameters
-from prdp_nb.trajectories import backward_log_probs, sample_rollout, score
+from prdp_nb.gradients import backward_log_probs
+from prdp_nb.models import computing_in, decode_latents, encode_prompts, make_policy, quiet_loading
+from prdp_nb.policies import trainable_parameters
+from prdp_nb.trajectories import sample_rollout, score
 
 STEPS, TOKENS = 50, 77
 CROSS, PLAIN = ["CrossAttnDownBlock2D"]*3, ["DownBlock2D"]
@@ -31,13 +32,21 @@ def make_unet(size: dict) -> UNet2DConditionModel: # on torch's default device
     down = CROSS + PLAIN
     return UNet2DConditionModel(in_channels=4, out_channels=4, down_block_types=down, up_block_types=[name.replace("Down", "Up") for name in down[::-1]], **size["unet"])
 
+class Words(torch.nn.Embedding):
+    "Stands for a text encoder: any prompt becomes the same random embeddings."
+    def forward(self, ids): return (super().forward(ids),)
+
+def tokenize(prompts: list[str], **options): return SimpleNamespace(input_ids=torch.zeros(len(prompts), TOKENS, dtype=torch.long))
+tokenize.model_max_length = TOKENS
+
 def make_pipeline(size: dict, dtype: torch.dtype, device: str) -> SimpleNamespace: # as much of a pipeline as training touches; random weights
     torch.manual_seed(0)
     with torch.device(device), quiet_loading():
         vae = AutoencoderKL(latent_channels=4, down_block_types=["DownEncoderBlock2D"]*4, up_block_types=["UpDecoderBlock2D"]*4, scaling_factor=0.18215, **size["vae"])
         unet, vae = make_unet(size).to(dtype), vae.to(dtype)
+        words = Words(1, size["unet"]["cross_attention_dim"])
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False, set_alpha_to_one=False)
-    return SimpleNamespace(unet=unet, vae=vae, text_encoder=torch.nn.Identity(), scheduler=scheduler, image_processor=VaeImageProcessor(vae_scale_factor=8))
+    return SimpleNamespace(unet=unet, vae=vae, tokenizer=tokenize, text_encoder=words, scheduler=scheduler, image_processor=VaeImageProcessor(vae_scale_factor=8))
 
 def count(size: dict) -> tuple[int, float]: # parameters of the UNet; 10^12 floating-point operations on one sample, from the shapes alone
     with torch.device("meta"):
@@ -72,14 +81,12 @@ class Epoch:
         self.pipe = make_pipeline(size, torch.float32 if adapter == "full" else getattr(torch, options.dtype), options.device)
         self.policy = make_policy(self.pipe, options.steps, 5.0, adapter, dtype=getattr(torch, options.dtype), gradient_checkpointing=options.gradient_checkpointing)
         self.optimizer = torch.optim.AdamW(trainable_parameters(self.policy), 1e-5)
-        embeds = torch.randn(2, TOKENS, size["unet"]["cross_attention_dim"], device=self.device)
-        self.asked = (["a prompt"], embeds[:1], embeds[1], torch.arange(options.pictures)[None], latent_shape(self.pipe))
+        self.asked = (["a prompt"], encode_prompts(self.pipe, ["a prompt"], warn=False), torch.arange(options.pictures)[None])
         self.rollout = self.sample()
         self.weights = torch.full_like(self.rollout.log_probs, 1e-3)
 
     def sample(self): return sample_rollout(self.policy, *self.asked, with_reference=False, batch_size=self.options.batch)
-    def reference(self):
-        with self.policy.reference() as reference: return score(reference, self.rollout, self.options.batch)
+    def reference(self): return score(self.policy.as_reference(), self.rollout, self.options.batch)
     def backward(self, chunk: int): backward_log_probs(self.policy, self.rollout, self.weights, chunk_size=chunk)
     def decode(self): decode_latents(self.pipe, self.rollout.latents[0, :, -1], self.options.batch)
     def step(self):
@@ -87,22 +94,24 @@ class Epoch:
         self.optimizer.zero_grad()
 
     def inputs(self, batch: int) -> list[tuple]: # of the UNet, for every picture and step: unconditional and conditional halves, in its weights' dtype
-        found, dtype = [], next(self.policy.unet.parameters()).dtype
+        found, dtype = [], next(self.policy.denoiser.parameters()).dtype
         for cells in torch.arange(self.rollout.log_probs.numel(), device=self.device).split(batch):
-            now, _, step, embeds = self.rollout.cells(cells)
-            empty = self.rollout.empty_embeds.expand_as(embeds)
+            now, _, step, condition = self.rollout.cells(cells)
+            embeds, = condition.values()
+            empty = self.rollout.unconditional["encoder_hidden_states"].expand_as(embeds)
             found.append((now.repeat(2, 1, 1, 1).to(dtype), self.policy.schedule.timesteps[step].repeat(2), torch.cat([empty, embeds]).to(dtype)))
         return found
 
 def bare(policy, inputs: list[tuple], learn: bool = False): # the UNet and nothing else
+    unet = policy.denoiser.model
     for given in inputs:
-        with torch.set_grad_enabled(learn), computing_in(policy.unet, policy.dtype): output = policy.unet(*given, return_dict=False)[0]
+        with torch.set_grad_enabled(learn), computing_in(unet, policy.denoiser.autocast_dtype): output = unet(*given, return_dict=False)[0]
         if learn: output.float().sum().backward()
 
 def sampling_row(epoch: Epoch, options) -> dict: # seconds a picture and step, of a picture decoded, and of an optimizer step; GB
     cells, inputs = epoch.rollout.log_probs.numel(), epoch.inputs(options.batch)
     def each(work): return seconds(work, options.device, options.repeats)/cells
-    with epoch.policy.reference() as reference: bare_reference = each(lambda: bare(reference, inputs))
+    bare_reference = each(lambda: bare(epoch.policy, inputs)) # the reference is as large
     row = dict(sampling=each(epoch.sample), reference=each(epoch.reference), bare_forward=each(lambda: bare(epoch.policy, inputs)) + bare_reference,
                decoding=each(epoch.decode)*options.steps, sampling_memory=peak_memory(epoch.sample, options.device))
     epoch.backward(1)

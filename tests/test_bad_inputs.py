@@ -5,7 +5,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from prdp_nb.evaluation import evaluate_command
 from prdp_nb.models import LORA_FILE
-from prdp_nb.prompts import PROMPT_SETS, READERS, draw_prompts, load_prompts
+from prdp_nb.algorithm import draw_prompts
+from prdp_nb.prompts import PROMPT_SETS, READERS, load_prompts
 from prdp_nb.rewards import REWARDS, RewardError, as_reward, compute_rewards, parse_reward
 from prdp_nb.training import CHECKSUMS, Config, Trainer, sample_command, seal, train_command
 

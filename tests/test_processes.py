@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prdp_nb.prompts import draw_prompts
+from prdp_nb.algorithm import draw_prompts
 from prdp_nb.training import Config, Trainer, join_ranks, read_metrics, run_command, saved_checkpoints, train_command, trainable_parameters
 
 TINY = dict(epochs=3, prompts_per_epoch=3, images_per_prompt=2, num_inference_steps=3, updates_per_epoch=2, kl_weight=30, clip_range=float("inf"), learning_rate=3e-4, batch_size=2, chunk_size=6,

@@ -7,7 +7,8 @@ import pyarrow as pa, pyarrow.parquet as pq
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from hub import COMMIT, HubOnThisMachine, hub_on_this_machine
-from prdp_nb.prompts import EVALUATION_SETS, HUB_SETS, PROMPT_SETS, draw_prompts, hub_prompts, load_prompts, seen_prompts
+from prdp_nb.algorithm import draw_prompts
+from prdp_nb.prompts import EVALUATION_SETS, HUB_SETS, PROMPT_SETS, hub_prompts, load_prompts, seen_prompts
 
 ROOT = Path(__file__).resolve().parents[1]
 HPDV2 = [dict(human_preference=[1, 0], prompt=f"prompt {i//3 % 700}", file_path=[f"{i:08}.jpg", f"{i + 1:08}.jpg"]) for i in range(4200)] # each prompt six times

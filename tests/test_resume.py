@@ -184,7 +184,7 @@ def test_the_adapter_that_is_resumed_is_the_one_that_acts_and_learns(tiny, tmp_p
     stock = load_finetuned(trainer.checkpoint)
     noise = torch.randn(1, *training.latent_shape(stock), generator=torch.Generator().manual_seed(0))
     embeds = training.encode_prompts(stock, ["a painting of a fox"])
-    with torch.no_grad(): ours, theirs = (pipe.unet(noise, 500, embeds).sample for pipe in (trainer.pipe, stock))
+    with torch.no_grad(): ours, theirs = (pipe.unet(noise, 500, **embeds).sample for pipe in (trainer.pipe, stock))
     torch.testing.assert_close(ours, theirs)
     before = [p.detach().clone() for p in trained]
     trainer.run_epoch(2)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from prdp_nb.rewards import RewardError
+from prdp_nb.algorithm import train
+from prdp_nb.models import PipelineWorld, load_pipeline, make_policy
+from prdp_nb.policies import trainable_parameters
+from prdp_nb.prompts import load_prompts
+from prdp_nb.rewards import RewardError, as_reward, compute_rewards
 from prdp_nb.training import Config, Trainer, read_metrics, sample_command, train_command
 
 TINY = dict(epochs=2, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2, learning_rate=1e-2, eval_images_per_prompt=1, eval_rewards=("emoji_score",), save_every=1, reward_retries=0)
@@ -248,3 +253,19 @@ def test_an_existing_run_is_never_overwritten(run, tiny):
     before = {path: path.read_bytes() for path in Path(run[0]).rglob("*") if path.is_file()}
     with pytest.raises(FileExistsError, match="exists and is not empty"): Trainer(tiny(output_dir=run[0]))
     assert before == {path: path.read_bytes() for path in Path(run[0]).rglob("*") if path.is_file()}
+
+
+def test_the_plain_loop_and_the_trainer_end_at_the_same_bits(prompt_file, tmp_path):
+    "Algorithm 1 as chapter 07 has it, and with a run folder, threads and commands around it, on the embedded model."
+    c = Config(model="emoji", prompts=prompt_file, output_dir=tmp_path/"run", epochs=3, prompts_per_epoch=2, images_per_prompt=3, num_inference_steps=3, updates_per_epoch=2, cell_fraction=0.5,
+               batch_size=6, chunk_size=5, learning_rate=1e-2, kl_weight=30.0, reward="colourfulness", eval_images_per_prompt=1, eval_rewards=(), seed=7)
+    trainer = Trainer(c)
+    metrics = read_metrics(trainer.train())
+    pipe = load_pipeline(c.model)
+    policy = make_policy(pipe, c.num_inference_steps, c.guidance_scale, c.adapter, c.lora_rank, c.seed)
+    world = PipelineWorld(pipe, load_prompts(c.prompts), partial(compute_rewards, as_reward(c.reward)), c.batch_size)
+    rows = list(train(policy, world, c.make_objective(), epochs=c.epochs, prompts_per_epoch=c.prompts_per_epoch, images_per_prompt=c.images_per_prompt, learning_rate=c.learning_rate,
+                      updates_per_epoch=c.updates_per_epoch, seed=c.seed, batch_size=c.batch_size, chunk_size=c.chunk_size, cell_fraction=c.cell_fraction))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(trainable_parameters(policy), trainable_parameters(trainer.policy), strict=True))
+    assert all(metrics[name].tolist() == [row[name] for row in rows] for name in rows[0])
+    assert metrics["kl"][-1] != 0 and metrics["clip_fraction"].max() > 0

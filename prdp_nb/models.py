@@ -124,7 +124,7 @@ def encode_prompts(
 # %% ../nbs/13_models.ipynb #5c0e1b01
 @contextmanager
 def computing_in(
-    network: nn.Module,
+    network: nn.Module, # any
     dtype: torch.dtype | None, # None: that of its weights
 ):
     "Within the block the network computes in a dtype: under `torch.autocast` where its weights are held in another one."
@@ -207,8 +207,11 @@ class PipelineWorld:
     reward: Callable # images (M PIL), prompts (M) -> scores (M,)
     batch_size: int = 32 # latents decoded at once
 
-    def encode(self, prompts: list[str]) -> Condition: return encode_prompts(self.pipe, prompts, warn=False)
-    def decode(self, latents: Tensor) -> list[Image.Image]: return decode_latents(self.pipe, latents, self.batch_size)
+    def encode(self, prompts: list[str]) -> Condition: # N -> a row for each
+        return encode_prompts(self.pipe, prompts, warn=False)
+
+    def decode(self, latents: Tensor) -> list[Image.Image]: # (M, C, H, W) -> M
+        return decode_latents(self.pipe, latents, self.batch_size)
 
 # %% ../nbs/13_models.ipynb #d9d02b6a
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0") # the projections of every attention layer
@@ -248,9 +251,9 @@ class WithoutAdapter(nn.Module):
         self.denoiser = denoiser
 
     @property
-    def dtype(self) -> torch.dtype: return self.denoiser.dtype
+    def dtype(self) -> torch.dtype: return self.denoiser.dtype # of the activations
     @property
-    def latent_shape(self) -> tuple[int, int, int]: return self.denoiser.latent_shape
+    def latent_shape(self) -> tuple[int, int, int]: return self.denoiser.latent_shape # channels, height, width
 
     def forward(self, *given): # as of `UNetDenoiser`
         with adapters_off(self.denoiser.model): return self.denoiser(*given)

@@ -100,7 +100,7 @@ class Rollout:
         "A part of the record."
         names = ("latents", "log_probs", "log_probs_ref")
         parts = {name: getattr(self, name)[index] for name in names}
-        condition = rows_of(self.condition, torch.as_tensor(index, device=self.latents.device))
+        condition = rows_of(self.condition, torch.as_tensor(index, dtype=torch.int64, device=self.latents.device))
         return replace(self, prompts=[self.prompts[n] for n in index], condition=condition, **parts)
 
 # %% ../nbs/03_trajectories.ipynb #55350aac

@@ -6,7 +6,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 NBDEV_TEST = Path(sys.executable).with_name("nbdev_test")
 
-@pytest.mark.parametrize("notebook", sorted((ROOT/"nbs").glob("2*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("notebook", sorted((ROOT/"nbs").glob("3*.ipynb")), ids=lambda path: path.stem)
 def test_smoke_setting_trains(notebook):
     before = {path: path.stat().st_mtime_ns for path in (ROOT/"nbs").rglob("*") if ".ipynb_checkpoints" not in path.parts}
     done = subprocess.run([NBDEV_TEST, "--path", notebook, "--n_workers", "0"], cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ | dict(PRDP_RUNS="smoke"))

@@ -39,3 +39,16 @@ def test_light_modules_import_nothing_heavy(module):
     code = f"import json, sys, prdp_nb.{module}; print(json.dumps(list(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not HEAVY & set(json.loads(done.stdout))
+
+
+def chapter_of() -> dict[str, str]: # module -> number of the notebook that exports it
+    found = {}
+    for notebook in sorted((ROOT/"nbs").glob("[0-9]*.ipynb")):
+        for name in re.findall(r"#\| default_exp (\w+)", notebook.read_text(encoding="utf-8")): found[name] = notebook.stem[:2]
+    return found
+
+@pytest.mark.parametrize("module", [path for path in MODULES if not path.name.startswith("_")], ids=lambda path: path.stem)
+def test_a_module_imports_only_from_earlier_notebooks(module):
+    chapters = chapter_of()
+    for name in re.findall(r"^from \.(\w+) import", module.read_text(encoding="utf-8"), flags=re.M):
+        assert chapters[name] < chapters[module.stem], f"{module.stem} ({chapters[module.stem]}) imports {name} ({chapters[name]})"

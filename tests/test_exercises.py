@@ -1,4 +1,4 @@
-"The exercises of 50 and 51: a reader's empty cell and wrong answers are told apart from right ones, and the solution trains."
+"The exercises of 60 and 61: a reader's empty cell and wrong answers are told apart from right ones, and the solution trains."
 import json, re
 from contextlib import redirect_stdout
 from io import StringIO

@@ -262,8 +262,6 @@ class Elsewhere(RuntimeError):
 
 class Ranks(OneProcess):
     "The processes of a run, as one of them sees them. Where it is alone, what it shares comes back to it as it is."
-    sharded = False # has each the whole model?
-
     def __init__(self,
         rank: int = 0, # this process, from 0; process 0 writes the run folder
         count: int = 1, # how many there are
@@ -317,7 +315,6 @@ class Ranks(OneProcess):
             torch.distributed.all_reduce(p.grad)
 
     def shard(self, policy: Policy): "Nothing: the model stays whole."
-    def fill(self, weights: Tensor) -> int: return 0 # cells to send back at least: none, each process sends back its own
     def join(self, tree): return tree # dicts and lists of tensors, which are whole
     def own(self, value: Tensor, share: Tensor) -> Tensor: return value # of a parameter
     @contextmanager

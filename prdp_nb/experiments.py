@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'SINGLE', 'PATIENCE', 'SETTINGS', 'FOUND', 'LabRun', 'group_mean', 'batch_mean', 'anchored_loss',
-           'anchored', 'make_lab', 'lab_of', 'step_size', 'held_out', 'looked_at', 'epochs_of', 'train_lab',
+           'anchored', 'make_lab', 'lab_of', 'step_size', 'held_out', 'looked_at', 'epochs_of', 'lose', 'train_lab',
            'rows_done', 'as_text', 'append', 'work', 'run_all']
 
-# %% ../nbs/30_stability.ipynb #9e0a145d
+# %% ../nbs/30_stability.ipynb #66a69dc1
 import csv, os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,7 +23,7 @@ from .lab import Lab
 from .objectives import Objective
 from .policies import Policy
 
-# %% ../nbs/30_stability.ipynb #4ee86eff
+# %% ../nbs/30_stability.ipynb #ece4ea56
 @dataclass(frozen=True)
 class LabRun:
     "The settings of a run in the laboratory. An epoch has 512 samples, whatever the method."
@@ -38,6 +38,7 @@ class LabRun:
     kl_weight: float = 3.0 # β
     clip_range: float = 1e-2 # ε
     updates: int = 1 # K
+    fallen: bool = False # begin with a policy that has been lost, see `lose`
     online: bool = True # samples from the policy as it is; False: from the base model
     max_grad_norm: float = 1.0 # a longer gradient is scaled down to it
     beta2: float = 0.999 # of AdamW
@@ -91,7 +92,7 @@ def held_out(
     quality = lab.answers.quality(samples, repeated).mean().item()
     return dict(quality=quality, kl=trajectory_kl(rollout))
 
-# %% ../nbs/30_stability.ipynb #d7523797
+# %% ../nbs/30_stability.ipynb #03673561
 PATIENCE = 300 # epochs without any quality after which a run is given up as lost
 
 def looked_at(epoch: int) -> bool: # is this epoch, from 1, followed by a look at the held-out prompts?
@@ -104,6 +105,11 @@ def epochs_of(run: LabRun, lab: Lab, policy: Policy): # `train` with a run's set
                  learning_rate=partial(step_size, run), updates_per_epoch=run.updates,
                  online=run.online, make_optimizer=adamw, max_grad_norm=run.max_grad_norm)
 
+def lose(policy: Policy, run: LabRun): # changed in place
+    "Twenty epochs of DDPO with too large a step, on a reward that is all but a prompt's own."
+    wild = replace(run, method="ddpo_batch", learning_rate=1e-2, prompt_share=0.95, epochs=20, fallen=False)
+    for _ in epochs_of(wild, lab_of(wild), policy): pass
+
 def train_lab(
     run: LabRun,
 ) -> list[dict[str, float]]: # a row a look, the last one with 8 samples a prompt
@@ -111,6 +117,7 @@ def train_lab(
     the quality has been below 0.01 for `PATIENCE` epochs."""
     lab = lab_of(run)
     policy = lab.policy(run.steps)
+    if run.fallen: lose(policy, run)
     unknown = dict.fromkeys(("reward_mean", "grad_norm", "clip_fraction"), float("nan"))
     rows, alive = [dict(epoch=0) | unknown | held_out(lab, policy)], 0
     try:

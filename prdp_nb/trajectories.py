@@ -23,8 +23,8 @@ def image_noise(
     shape: tuple[int, ...], # of its latent
     num_inference_steps: int, # T
 ) -> Tensor: # (T+1, *shape) fp32 on the CPU: x_T, then the noise of each step
-    """All the randomness of one image, in the order in which a stock pipeline draws it (the very
-    same numbers where a latent has a multiple of 16 of them)."""
+    """All the randomness of one image, in the order in which a stock pipeline draws it. torch draws
+    in blocks of 16, so the numbers are the same where a latent's size is a multiple of 16."""
     generator = torch.Generator().manual_seed(int(seed))
     return torch.randn((num_inference_steps + 1, *shape), generator=generator)
 

@@ -100,7 +100,8 @@ class Rollout:
         "A part of the record."
         names = ("latents", "log_probs", "log_probs_ref")
         parts = {name: getattr(self, name)[index] for name in names}
-        condition = rows_of(self.condition, torch.as_tensor(index, dtype=torch.int64, device=self.latents.device))
+        rows = torch.as_tensor(index, dtype=torch.int64, device=self.latents.device) # none is int64 too
+        condition = rows_of(self.condition, rows)
         return replace(self, prompts=[self.prompts[n] for n in index], condition=condition, **parts)
 
 # %% ../nbs/03_trajectories.ipynb #55350aac

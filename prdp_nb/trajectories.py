@@ -100,9 +100,10 @@ class Rollout:
         "A part of the record."
         names = ("latents", "log_probs", "log_probs_ref")
         parts = {name: getattr(self, name)[index] for name in names}
-        rows = torch.as_tensor(index, dtype=torch.int64, device=self.latents.device) # none is int64 too
+        rows = torch.tensor(index, dtype=torch.int64, device=self.latents.device)
         condition = rows_of(self.condition, rows)
-        return replace(self, prompts=[self.prompts[n] for n in index], condition=condition, **parts)
+        prompts = [self.prompts[n] for n in index]
+        return replace(self, prompts=prompts, condition=condition, **parts)
 
 # %% ../nbs/03_trajectories.ipynb #55350aac
 @torch.no_grad()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'SINGLE', 'PATIENCE', 'SETTINGS', 'FOUND', 'LabRun', 'group_mean', 'batch_mean', 'anchored_loss',
            'anchored', 'make_lab', 'lab_of', 'step_size', 'held_out', 'looked_at', 'epochs_of', 'lose', 'train_lab',
-           'rows_done', 'as_text', 'append', 'work', 'run_all']
+           'rows_done', 'as_text', 'append', 'work', 'run_all', 'read_runs']
 
 # %% ../nbs/30_stability.ipynb #66a69dc1
 import csv, os
@@ -132,7 +132,7 @@ def train_lab(
         rows.append(rows[-1] | dict(epoch=rows[-1]["epoch"] + 1, quality=0.0, kl=float("inf")))
     return rows
 
-# %% ../nbs/30_stability.ipynb #2fa3f683
+# %% ../nbs/30_stability.ipynb #0b14c9fc
 SETTINGS = [field.name for field in fields(LabRun)]
 FOUND = ["epoch", "quality", "kl", "reward_mean", "grad_norm", "clip_fraction"]
 
@@ -158,12 +158,29 @@ def work(run: LabRun) -> tuple[LabRun, list[dict]]: # what a worker does
 def run_all(
     runs: Iterable[LabRun],
     path: Path, # a CSV file; runs that are in it already are not made again
-    workers: int | None = None, # processes, of one thread each; None: one a core
+    workers: int | None = None, # processes, of one thread each; 0: none but this one; None: one a core
 ):
     "Make runs and add each to a table as soon as it is done, so that an interruption loses little."
     done = rows_done(path)
     missing = [run for run in dict.fromkeys(runs) if as_text(run) not in done]
     if not missing: return
+    if workers == 0:
+        for run in missing: append(path, *work(run))
+        return
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
         for answer in as_completed([pool.submit(work, run) for run in missing]):
             append(path, *answer.result())
+
+# %% ../nbs/30_stability.ipynb #9a69d132
+def read_runs(
+    path: Path, # a CSV file of `run_all`
+    runs: Iterable[LabRun],
+): # a `pandas.DataFrame` of these runs, a row a look, in their order
+    "The record of some runs. Raises `ValueError` where one of them is missing."
+    import pandas as pd
+    table = pd.read_csv(path, dtype=dict.fromkeys(SETTINGS, str), keep_default_na=False)
+    parts = dict(list(table.groupby(SETTINGS, sort=False)))
+    missing = [run for run in runs if as_text(run) not in parts]
+    if missing: raise ValueError(f"{path} lacks {len(missing)} runs, the first of them {missing[0]}: make them with run_all")
+    rows = [parts[as_text(run)].assign(**asdict(run)) for run in runs]
+    return pd.concat(rows).astype({name: float for name in FOUND}).reset_index(drop=True)

@@ -283,7 +283,7 @@ class DPOK:
 
 # %% ../nbs/08_baselines.ipynb #a72e541b
 def unclipped(loss, *records, **options) -> Callable: # as of `Objective`, but for clip_range
-    "A `Config` -> an objective without a clip range."
+    "A configuration -> an objective without a clip range."
     return lambda c: Objective(loss, *records, kl_weight=c.kl_weight, **options)
 
 # %% ../nbs/08_baselines.ipynb #8805a37e

@@ -48,9 +48,9 @@ class Answers:
         answers = torch.where(first, prompts@self.wanted.T, prompts@self.other.T)
         return answers + self.noise*torch.randn(answers.shape, generator=generator)
 
-    def quality(self, samples: Tensor, prompts) -> Tensor: # (M, D), M rows of P -> (M,) in [0, 1]
+    def quality(self, samples: Tensor, prompts) -> Tensor: # (M, D), M rows of P -> (M,) float64
         "How near `samples` are to the wanted answers of `prompts`: exp(-‖x - A·c‖²/(0.3·D))."
-        answers = as_rows(prompts).to(samples)@self.wanted.T.to(samples)
+        answers = as_rows(prompts).double()@self.wanted.T.double() # float64: small rewards stay apart
         scale = self.reward_scale*samples.shape[-1]
         return torch.exp(-(samples - answers).square().sum(-1)/scale)
 
@@ -234,7 +234,7 @@ class Lab:
         return self.ease_scale*(as_rows(prompts)@self.direction)
     def reward(self, samples: Tensor, prompts) -> Tensor: # (M, D), M rows of P -> (M,)
         "The quality of `samples`, plus the share of the `prompts`, which no sample can change."
-        return self.answers.quality(samples, prompts) + self.ease(prompts).to(samples)
+        return self.answers.quality(samples, prompts) + self.ease(prompts)
     def optimum(self, kl_weight: float, **options) -> "Optimum": # β; options of `find_optimum`
         "What the best policy of a KL weight reaches."
         return find_optimum(self, kl_weight, **options)

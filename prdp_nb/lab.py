@@ -49,8 +49,8 @@ class Answers:
         return answers + self.noise*torch.randn(answers.shape, generator=generator)
 
     def quality(self, samples: Tensor, prompts) -> Tensor: # (M, D), M rows of P -> (M,) float64
-        "How near `samples` are to the wanted answers of `prompts`: exp(-‖x - A·c‖²/(0.3·D))."
-        answers = as_rows(prompts).double()@self.wanted.T.double() # float64: small rewards stay apart
+        "How near they are to the wanted answers: exp(-‖x - A·c‖²/(0.3·D)), in float64."
+        answers = as_rows(prompts).double()@self.wanted.T.double()
         scale = self.reward_scale*samples.shape[-1]
         return torch.exp(-(samples - answers).square().sum(-1)/scale)
 

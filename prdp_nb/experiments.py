@@ -7,9 +7,9 @@ __all__ = ['METHODS', 'SINGLE', 'PATIENCE', 'SETTINGS', 'FOUND', 'LabRun', 'grou
            'anchored', 'make_lab', 'lab_of', 'step_size', 'held_out', 'looked_at', 'epochs_of', 'lose', 'train_lab',
            'rows_done', 'as_text', 'append', 'work', 'run_all', 'read_runs']
 
-# %% ../nbs/30_stability.ipynb #66a69dc1
+# %% ../nbs/30_stability.ipynb #720f3eef
 import csv, os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import cache, partial
@@ -50,12 +50,21 @@ class LabRun:
     def images(self) -> int: # of a prompt; DDPO, as in the paper, takes 512 prompts with one sample each
         return 1 if self.method in SINGLE else 8
 
-# %% ../nbs/30_stability.ipynb #6916cb98
+# %% ../nbs/30_stability.ipynb #0da40076
 def group_mean(rewards: Tensor) -> Tensor: return rewards.mean(-1, keepdim=True) # (N, B) -> (N, 1)
 def batch_mean(rewards: Tensor) -> Tensor: return rewards.mean() # (N, B) -> scalar
 
-def anchored_loss(log_probs, log_probs_old, log_probs_ref, rewards, *, baseline, clip_range, kl_weight):
-    "The policy gradient of reward minus β·KL, with a baseline; shapes as in `dpok_loss`."
+def anchored_loss(
+    log_probs: Tensor, # (N, B, T) log π_θ
+    log_probs_old: Tensor, # same shape, log π_old
+    log_probs_ref: Tensor, # same shape, log π_ref
+    rewards: Tensor, # (N, B)
+    *,
+    baseline: Callable[[Tensor], Tensor], # `group_mean` or `batch_mean`
+    clip_range: float, # ε, of the ratio
+    kl_weight: float, # β, as in PRDP
+) -> Tensor: # scalar
+    "The policy gradient of reward minus β·KL, with a baseline. Raises `ValueError` as `dpok_loss`."
     advantages = rewards - baseline(rewards)
     return dpok_loss(log_probs, log_probs_old, log_probs_ref, advantages, clip_range=clip_range,
                      kl_weight=kl_weight)
@@ -132,7 +141,7 @@ def train_lab(
         rows.append(rows[-1] | dict(epoch=rows[-1]["epoch"] + 1, quality=0.0, kl=float("inf")))
     return rows
 
-# %% ../nbs/30_stability.ipynb #0b14c9fc
+# %% ../nbs/30_stability.ipynb #5b11000d
 SETTINGS = [field.name for field in fields(LabRun)]
 FOUND = ["epoch", "quality", "kl", "reward_mean", "grad_norm", "clip_fraction"]
 
@@ -141,7 +150,8 @@ def rows_done(path: Path) -> set[tuple]: # the settings of the runs in a table, 
     with open(path, newline="", encoding="utf-8") as file:
         return {tuple(row[name] for name in SETTINGS) for row in csv.DictReader(file)}
 
-def as_text(run: LabRun) -> tuple[str, ...]: return tuple(map(str, astuple(run)))
+def as_text(run: LabRun) -> tuple[str, ...]: # its settings, as they stand in a table
+    return tuple(map(str, astuple(run)))
 
 def append(path: Path, run: LabRun, rows: list[dict]): # to a table, which is made where it is missing
     first = not path.exists()
@@ -171,7 +181,7 @@ def run_all(
         for answer in as_completed([pool.submit(work, run) for run in missing]):
             append(path, *answer.result())
 
-# %% ../nbs/30_stability.ipynb #9a69d132
+# %% ../nbs/30_stability.ipynb #8f4b277c
 def read_runs(
     path: Path, # a CSV file of `run_all`
     runs: Iterable[LabRun],
@@ -181,6 +191,8 @@ def read_runs(
     table = pd.read_csv(path, dtype=dict.fromkeys(SETTINGS, str), keep_default_na=False)
     parts = dict(list(table.groupby(SETTINGS, sort=False)))
     missing = [run for run in runs if as_text(run) not in parts]
-    if missing: raise ValueError(f"{path} lacks {len(missing)} runs, the first of them {missing[0]}: make them with run_all")
+    if missing:
+        raise ValueError(f"{path} lacks {len(missing)} runs, the first of them {missing[0]}: "
+                         "make them with run_all")
     rows = [parts[as_text(run)].assign(**asdict(run)) for run in runs]
     return pd.concat(rows).astype({name: float for name in FOUND}).reset_index(drop=True)

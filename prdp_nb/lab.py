@@ -181,7 +181,7 @@ def load_base(answers: Answers, dimensions: int, seed: int) -> tuple[dict, dict]
     return make_base(answers, dimensions, seed)
 
 # %% ../nbs/06_lab.ipynb #9f8ba43f
-def save_base(lab: "Lab", path: Path): # a safetensors file
+def save_base(lab, path: Path): # a `Lab`; a safetensors file
     "Keep the base model of `lab`, so that nobody trains it again."
     save_file(lab.base, path, metadata=dict(variances=json.dumps(lab.variances)))
 

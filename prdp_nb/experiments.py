@@ -23,7 +23,7 @@ from .lab import Lab
 from .objectives import Objective
 from .policies import Policy
 
-# %% ../nbs/30_stability.ipynb #ece4ea56
+# %% ../nbs/30_stability.ipynb #cdb9bc08
 @dataclass(frozen=True)
 class LabRun:
     "The settings of a run in the laboratory. An epoch has 512 samples, whatever the method."
@@ -47,7 +47,7 @@ class LabRun:
     epochs: int = 1000 # E
 
     @property
-    def images(self) -> int: # of a prompt; DDPO, as in the paper, takes 512 prompts with one sample each
+    def images(self) -> int: # of a prompt; as in the paper, one for DDPO, of 512 prompts
         return 1 if self.method in SINGLE else 8
 
 # %% ../nbs/30_stability.ipynb #0da40076
@@ -76,10 +76,11 @@ def anchored(baseline): # `group_mean` or `batch_mean` -> a configuration -> an 
 METHODS = OBJECTIVES | dict(ddpo_kl=anchored(batch_mean), grpo_kl=anchored(group_mean))
 SINGLE = ("ddpo", "ddpo_batch", "ddpo_kl", "dpok") # one sample a prompt, 512 prompts an epoch
 
-# %% ../nbs/30_stability.ipynb #dc091118
+# %% ../nbs/30_stability.ipynb #692df6fc
 @cache
-def make_lab(dimensions: int, prompt_share: float, world: int, float64: bool) -> Lab: # as in `LabRun`
-    return Lab(dimensions, prompt_share, seed=world, dtype=torch.float64 if float64 else torch.float32)
+def make_lab(dimensions: int, prompt_share: float, world: int, float64: bool) -> Lab: # see `LabRun`
+    dtype = torch.float64 if float64 else torch.float32
+    return Lab(dimensions, prompt_share, seed=world, dtype=dtype)
 
 def lab_of(run: LabRun) -> Lab: # its world
     return make_lab(run.dimensions, run.prompt_share, run.world, run.float64)
@@ -93,7 +94,7 @@ def held_out(
     policy: Policy,
     images: int = 1, # samples of each of the 512 held-out prompts
 ) -> dict[str, float]: # quality: the reward without the prompts' own share; kl in nats
-    "What a policy reaches on prompts that it has not been trained on, for the same noise every time."
+    "What a policy reaches on prompts it was not trained on, for the same noise every time."
     prompts = list(lab.held_out)
     seeds = image_seeds(2**31 - 1, 0, len(prompts), images)
     rollout, samples, _ = collect(policy, lab, prompts, seeds, batch_size=len(prompts))
@@ -101,10 +102,10 @@ def held_out(
     quality = lab.answers.quality(samples, repeated).mean().item()
     return dict(quality=quality, kl=trajectory_kl(rollout))
 
-# %% ../nbs/30_stability.ipynb #03673561
+# %% ../nbs/30_stability.ipynb #54c6219a
 PATIENCE = 300 # epochs without any quality after which a run is given up as lost
 
-def looked_at(epoch: int) -> bool: # is this epoch, from 1, followed by a look at the held-out prompts?
+def looked_at(epoch: int) -> bool: # is this epoch, from 1, followed by a look?
     return epoch % (10 if epoch <= 100 else 50) == 0
 
 def epochs_of(run: LabRun, lab: Lab, policy: Policy): # `train` with a run's settings
@@ -116,14 +117,15 @@ def epochs_of(run: LabRun, lab: Lab, policy: Policy): # `train` with a run's set
 
 def lose(policy: Policy, run: LabRun): # changed in place
     "Twenty epochs of DDPO with too large a step, on a reward that is all but a prompt's own."
-    wild = replace(run, method="ddpo_batch", learning_rate=1e-2, prompt_share=0.95, epochs=20, fallen=False)
+    changes = dict(method="ddpo_batch", learning_rate=1e-2, prompt_share=0.95, epochs=20, fallen=False)
+    wild = replace(run, **changes)
     for _ in epochs_of(wild, lab_of(wild), policy): pass
 
 def train_lab(
     run: LabRun,
 ) -> list[dict[str, float]]: # a row a look, the last one with 8 samples a prompt
-    """A run, looked at on held-out prompts. It ends early where its numbers are not finite, and where
-    the quality has been below 0.01 for `PATIENCE` epochs."""
+    """A run, looked at on held-out prompts. It ends early where its numbers are not finite, and
+    where the quality has been below 0.01 for `PATIENCE` epochs."""
     lab = lab_of(run)
     policy = lab.policy(run.steps)
     if run.fallen: lose(policy, run)
@@ -141,7 +143,7 @@ def train_lab(
         rows.append(rows[-1] | dict(epoch=rows[-1]["epoch"] + 1, quality=0.0, kl=float("inf")))
     return rows
 
-# %% ../nbs/30_stability.ipynb #5b11000d
+# %% ../nbs/30_stability.ipynb #b4f84277
 SETTINGS = [field.name for field in fields(LabRun)]
 FOUND = ["epoch", "quality", "kl", "reward_mean", "grad_norm", "clip_fraction"]
 
@@ -153,12 +155,13 @@ def rows_done(path: Path) -> set[tuple]: # the settings of the runs in a table, 
 def as_text(run: LabRun) -> tuple[str, ...]: # its settings, as they stand in a table
     return tuple(map(str, astuple(run)))
 
-def append(path: Path, run: LabRun, rows: list[dict]): # to a table, which is made where it is missing
+def append(path: Path, run: LabRun, rows: list[dict]): # to a table, made where it is missing
     first = not path.exists()
     with open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, SETTINGS + FOUND)
         if first: writer.writeheader()
-        for row in rows: writer.writerow(asdict(run) | {name: format(row[name], ".5g") for name in FOUND})
+        for row in rows:
+            writer.writerow(asdict(run) | {name: format(row[name], ".5g") for name in FOUND})
 
 def work(run: LabRun) -> tuple[LabRun, list[dict]]: # what a worker does
     torch.set_num_threads(1)
@@ -168,7 +171,7 @@ def work(run: LabRun) -> tuple[LabRun, list[dict]]: # what a worker does
 def run_all(
     runs: Iterable[LabRun],
     path: Path, # a CSV file; runs that are in it already are not made again
-    workers: int | None = None, # processes, of one thread each; 0: none but this one; None: one a core
+    workers: int | None = None, # processes of one thread; 0: only this one; None: one a core
 ):
     "Make runs and add each to a table as soon as it is done, so that an interruption loses little."
     done = rows_done(path)

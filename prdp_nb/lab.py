@@ -300,11 +300,9 @@ class Pulled(nn.Module):
 # %% ../nbs/06_lab.ipynb #5eade642
 def flattened(log_weights: Tensor) -> Tensor: # (K,) -> (K,) weights that add up to 1
     "The weights of `log_weights`, to a power below 1 if fewer than 20 of K samples would count."
-    weights = log_weights.softmax(0)
-    while effective_samples(weights) < min(20, len(weights)/2):
+    while effective_samples(log_weights.softmax(0)) < min(20, len(log_weights)/2):
         log_weights = 0.8*log_weights
-        weights = log_weights.softmax(0)
-    return weights
+    return log_weights.softmax(0)
 
 # %% ../nbs/06_lab.ipynb #0fd6b111
 def fit_step(

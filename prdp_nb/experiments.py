@@ -102,7 +102,7 @@ def held_out(
     quality = lab.answers.quality(samples, repeated).mean().item()
     return dict(quality=quality, kl=trajectory_kl(rollout))
 
-# %% ../nbs/30_stability.ipynb #54c6219a
+# %% ../nbs/30_stability.ipynb #f8385671
 PATIENCE = 300 # epochs without any quality after which a run is given up as lost
 
 def looked_at(epoch: int) -> bool: # is this epoch, from 1, followed by a look?
@@ -117,8 +117,8 @@ def epochs_of(run: LabRun, lab: Lab, policy: Policy): # `train` with a run's set
 
 def lose(policy: Policy, run: LabRun): # changed in place
     "Twenty epochs of DDPO with too large a step, on a reward that is all but a prompt's own."
-    changes = dict(method="ddpo_batch", learning_rate=1e-2, prompt_share=0.95, epochs=20, fallen=False)
-    wild = replace(run, **changes)
+    changes = dict(learning_rate=1e-2, prompt_share=0.95, epochs=20, fallen=False)
+    wild = replace(run, method="ddpo_batch", **changes)
     for _ in epochs_of(wild, lab_of(wild), policy): pass
 
 def train_lab(

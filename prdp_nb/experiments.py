@@ -43,6 +43,7 @@ class LabRun:
     max_grad_norm: float = 1.0 # a longer gradient is scaled down to it
     beta2: float = 0.999 # of AdamW
     world: int = 0 # seed of A and B
+    width: int = 0 # of the network, see `LabDenoiser`
     float64: bool = False # the network computes in float64
     epochs: int = 1000 # E
 
@@ -78,12 +79,12 @@ SINGLE = ("ddpo", "ddpo_batch", "ddpo_kl", "dpok") # one sample a prompt, 512 pr
 
 # %% ../nbs/30_stability.ipynb #692df6fc
 @cache
-def make_lab(dimensions: int, prompt_share: float, world: int, float64: bool) -> Lab: # see `LabRun`
-    dtype = torch.float64 if float64 else torch.float32
-    return Lab(dimensions, prompt_share, seed=world, dtype=dtype)
+def make_lab(dimensions: int, prompt_share: float, **options) -> Lab: # made once in a process
+    return Lab(dimensions, prompt_share, **options)
 
 def lab_of(run: LabRun) -> Lab: # its world
-    return make_lab(run.dimensions, run.prompt_share, run.world, run.float64)
+    dtype = torch.float64 if run.float64 else torch.float32
+    return make_lab(run.dimensions, run.prompt_share, seed=run.world, width=run.width, dtype=dtype)
 
 def step_size(run: LabRun, epoch: int) -> float: # of an epoch, from 0
     grown = min(1.0, (epoch + 1)/run.warmup) if run.warmup else 1.0

@@ -21,9 +21,7 @@ from .schedules import Schedule, diffusion_schedule, log_snr_scheduler, trajecto
 from .trajectories import sample_trajectories, score_trajectories
 
 # %% ../nbs/06_lab.ipynb #fa67e7de
-def as_rows(
-    prompts, # (N, P), or a list of N rows
-) -> Tensor: # (N, P)
+def as_rows(prompts) -> Tensor: # (N, P), or a list of N rows -> (N, P)
     "Prompts as one tensor."
     return prompts if isinstance(prompts, Tensor) else torch.stack(list(prompts))
 
@@ -72,9 +70,10 @@ class LabDenoiser(nn.Module):
         dimensions: int, # D, numbers in a latent
         prompt_dims: int = 16, # P, numbers in a prompt
         layers: int = 3, # residual layers
+        width: int = 0, # of the residual stream; 0: 128, or 4·D where that is more
     ):
         super().__init__()
-        width = max(128, 4*dimensions) # of the residual stream
+        width = width or max(128, 4*dimensions)
         self.latent_shape = (dimensions,)
         self.latent_in = nn.Linear(dimensions, width)
         self.prompt_in = nn.Linear(prompt_dims, width)
@@ -135,7 +134,7 @@ def base_policy(
     dtype: torch.dtype = torch.float32,
 ) -> Policy: # all its weights can be trained
     "A policy around the base model, with a frozen copy as its reference."
-    network = LabDenoiser(dimensions)
+    network = LabDenoiser(dimensions, width=weights["out.weight"].shape[1])
     network.load_state_dict(weights)
     reference = copy.deepcopy(network).to(dtype).requires_grad_(False)
     schedule = diffusion_schedule(log_snr_scheduler(), num_inference_steps, eta, dtype=dtype)
@@ -159,12 +158,12 @@ def make_base(
     answers: Answers,
     dimensions: int, # D
     seed: int, # of the world
-    steps: int = 6000, # of `pretrain`
+    steps: int = 6000, width: int = 0, # of `pretrain`; of `LabDenoiser`
 ) -> tuple[dict[str, Tensor], dict[str, float]]: # weights, `reward_variances` of the base model
     "Train a base model and measure it."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = LabDenoiser(dimensions, answers.wanted.shape[1])
+        network = LabDenoiser(dimensions, answers.wanted.shape[1], width=width)
     pretrain(answers, network, steps, seed)
     weights = {name: value.detach() for name, value in network.state_dict().items()}
     return weights, reward_variances(answers, base_policy(weights, dimensions, 10))
@@ -172,13 +171,13 @@ def make_base(
 # %% ../nbs/06_lab.ipynb #80714d67
 ASSETS = Path(prdp_nb.__file__).parent/"assets/lab" # base models that come with the package
 
-def load_base(answers: Answers, dimensions: int, seed: int) -> tuple[dict, dict]: # as `make_base`
+def load_base(answers: Answers, dimensions: int, seed: int, width: int = 0): # as `make_base`
     "The base model that comes with the package; another world's takes half a minute of training."
     path = ASSETS/f"base_{dimensions}.safetensors"
-    if seed == 0 and path.exists():
+    if seed == width == 0 and path.exists():
         with safetensors.safe_open(path, "pt") as file:
             return load_file(path), json.loads(file.metadata()["variances"])
-    return make_base(answers, dimensions, seed)
+    return make_base(answers, dimensions, seed, width=width)
 
 # %% ../nbs/06_lab.ipynb #9f8ba43f
 def save_base(lab, path: Path): # a `Lab`; a safetensors file
@@ -210,6 +209,7 @@ class Lab:
         prompt_share: float = 0.0, # share of the base reward's variance between prompts, in [0, 1)
         *,
         seed: int = 0, # of the world: A, B, prompts, and the base model's training
+        width: int = 0, # of `LabDenoiser`
         dtype: torch.dtype = torch.float32, # the network computes in it
     ):
         check_lab(dimensions, prompt_share)
@@ -221,7 +221,7 @@ class Lab:
             [1, self.test_prompts, self.train_prompts])
         self.direction = nn.functional.normalize(first[0], dim=0) # w/‖w‖
         self.held_out, self.prompts = rest
-        self.base, self.variances = load_base(self.answers, dimensions, seed)
+        self.base, self.variances = load_base(self.answers, dimensions, seed, width)
         self.ease_scale = share_scale(prompt_share, **self.variances) # κ
 
     def policy(self, num_inference_steps: int = 10, eta: float = 1.0) -> Policy: # T, η

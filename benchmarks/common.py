@@ -32,12 +32,11 @@ def seconds(work: Callable[[], object]) -> tuple[float, float]: # of the process
 def resident_megabytes() -> float: # the largest so far of this process; unlike `ru_maxrss`, nothing is inherited from the parent
     with open("/proc/self/status") as status: return next(int(line.split()[1])/1024 for line in status if line.startswith("VmHWM"))
 
-def ready(config, reward=None): # a `Trainer` whose `run_epoch` can be called; a run that was begun in that folder goes on
-    from prdp_nb.training import Trainer
+def ready(config, reward=None): # a `Trainer` with which `run_epoch` can be called; a run that was begun in that folder goes on
+    from prdp_nb.training import Trainer, begin, check_run, restore
     begun = (Path(config.output_dir)/"checkpoints"/"config.yaml").exists()
     trainer = Trainer.resume(config.output_dir, reward) if begun else Trainer(config, reward)
     trainer.folder.mkdir(parents=True, exist_ok=True)
-    trainer.check()
-    trainer.start()
-    trainer.restore()
+    check_run(trainer)
+    restore(trainer, begin(trainer))
     return trainer

@@ -11,14 +11,15 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from unittest import mock
 import torch
-import prdp_nb.algorithm, prdp_nb.training
+import prdp_nb.algorithm, prdp_nb.scoring
 from common import RESULTS, about, ready, seconds, write_rows
 from prdp_nb.models import adapters_off
 from prdp_nb.policies import trainable_parameters
-from prdp_nb.training import Config
+from prdp_nb.config import Config
+from prdp_nb.training import run_epoch
 from trl_epochs import UnetCalls
 
-PARTS = dict(decoding=(prdp_nb.training, "decode_latents"), reward=(prdp_nb.training, "score_prompts"), optimizer=(prdp_nb.algorithm, "gradient_step")) # of an epoch outside the UNet -> its function
+PARTS = dict(decoding=(prdp_nb.scoring, "decode_latents"), reward=(prdp_nb.scoring, "score_prompts"), optimizer=(prdp_nb.algorithm, "gradient_step")) # of an epoch outside the UNet -> its function
 UNITS = dict(prompts_per_epoch=2, images_per_prompt=4, num_inference_steps=5, cell_fraction=1.0) # N, B, T and share; each is changed by itself
 TINY = dict(prompts_per_epoch=1, images_per_prompt=2, num_inference_steps=1, cell_fraction=1.0)
 SETS = (1_000, 100_000) # prompts
@@ -55,12 +56,12 @@ def timed_parts(work) -> tuple[tuple[float, float], dict[str, float]]: # seconds
 def bare(folder: Path, rounds: int, tiny: bool) -> list[dict]:
     trainer = ready(config(folder/"run", prompts_per_epoch=1 if tiny else 2, **dict(num_inference_steps=2, images_per_prompt=2) if tiny else {}))
     images, rows = trainer.config.prompts_per_epoch*trainer.config.images_per_prompt, []
-    counted = UnetCalls(trainer.policy.denoiser.model)
-    calls = record(trainer.policy, lambda: trainer.run_epoch(1))
+    counted = UnetCalls(trainer.learner.policy.denoiser.model)
+    calls = record(trainer.learner.policy, lambda: run_epoch(trainer, 1))
     evaluations = counted.per_image(images)
     for turn in range(rounds):
-        (cpu, wall), parts = timed_parts(lambda: trainer.run_epoch(turn + 2))
-        alone = seconds(lambda: replay(trainer.policy, calls))
+        (cpu, wall), parts = timed_parts(lambda: run_epoch(trainer, turn + 2))
+        alone = seconds(lambda: replay(trainer.learner.policy, calls))
         for kind, times, extra in (("epoch", (cpu, wall), parts), ("bare", alone, dict.fromkeys(parts, 0.0))):
             rows.append(dict(kind=kind, turn=turn, images=images, seconds=round(times[0], 3), wall=round(times[1], 3), **{p: round(s, 3) for p, s in extra.items()}, **evaluations, **about()))
         print(f"epoch {cpu:.2f} s, its UNet calls alone {alone[0]:.2f} s, ratio {cpu/alone[0]:.3f}", flush=True)
@@ -87,7 +88,7 @@ def growth(folder: Path, rounds: int, tiny: bool) -> list[dict]:
     rows = []
     for turn in range(rounds):
         for (axis, value), trainer in trainers.items():
-            cpu, wall = seconds(lambda: trainer.run_epoch(turn + 1))
+            cpu, wall = seconds(lambda: run_epoch(trainer, turn + 1))
             rows.append(dict(axis=axis, value=value, factor=value/base.get(axis, 1), turn=turn, seconds=round(cpu, 3), wall=round(wall, 3), **about()))
             print(axis, value, f"{cpu:.2f} s", flush=True)
     return rows

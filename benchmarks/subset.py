@@ -12,13 +12,15 @@ from pathlib import Path
 from unittest import mock
 import numpy as np, torch
 from common import RESULTS, about, ready, write_rows
-from prdp_nb.training import Config, read_metrics, run_lock
+from prdp_nb.config import Config
+from prdp_nb.runs import read_metrics, run_lock
+from prdp_nb.training import run_epoch
 
 FRACTIONS = (1.0, 0.5, 0.25)
 TINY = dict(prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2, eval_images_per_prompt=1)
 
 def epoch_seconds(trainer) -> np.ndarray: # of the processor, of each epoch so far
-    return read_metrics(trainer.folder)["seconds"] if trainer.epochs_done else np.zeros(0)
+    return read_metrics(trainer.folder)["seconds"] if trainer.progress.epochs else np.zeros(0)
 
 def time_left(trainer, budget: float) -> float: # seconds, once another epoch is half done; a run ends where that is negative
     past = epoch_seconds(trainer)
@@ -27,7 +29,7 @@ def time_left(trainer, budget: float) -> float: # seconds, once another epoch is
 def train_in_turns(trainers: list, budget: float):
     while open_runs := [trainer for trainer in trainers if time_left(trainer, budget) > 0]:
         trainer = min(open_runs, key=lambda trainer: epoch_seconds(trainer).sum())
-        row = trainer.run_epoch(trainer.epochs_done)
+        row = run_epoch(trainer, trainer.progress.epochs)
         print(f"cell_fraction {trainer.config.cell_fraction:g}, seed {trainer.config.seed}, epoch {row['epoch']}: {row['seconds']:.1f} s, reward {row['reward_mean']:.4f}", flush=True)
 
 def measure(seed: int, budget: float, folder: Path, overrides: dict) -> list[dict]: # one row a share
@@ -38,14 +40,16 @@ def measure(seed: int, budget: float, folder: Path, overrides: dict) -> list[dic
                                    save_every=1, keep_checkpoints=2, eval_rewards=(), **overrides)
             locks.enter_context(run_lock(Path(config.output_dir)))
             trainers.append(ready(config))
-        trainers[0].before()
+        base_of(trainers[0])
         train_in_turns(trainers, budget)
         return [outcome(trainer, trainers[0]) for trainer in trainers]
 
+def base_of(trainer): return trainer.table.before(trainer.learner.pipe, trainer.folder) # an `Evaluation`
+
 def outcome(trainer, first) -> dict:
     past, scores = epoch_seconds(trainer), lambda evaluation: float(evaluation.scores[trainer.config.reward].mean())
-    return dict(seed=trainer.config.seed, cell_fraction=trainer.config.cell_fraction, epochs=trainer.epochs_done, seconds=round(past.sum(), 1),
-                epoch_seconds=round(float(np.median(past)), 2), reward_before=round(scores(first.before()), 4), reward_after=round(scores(trainer.evaluate("after")), 4), **about())
+    return dict(seed=trainer.config.seed, cell_fraction=trainer.config.cell_fraction, epochs=trainer.progress.epochs, seconds=round(past.sum(), 1),
+                epoch_seconds=round(float(np.median(past)), 2), reward_before=round(scores(base_of(first)), 4), reward_after=round(scores(trainer.table.evaluate(trainer.learner.pipe, "after")), 4), **about())
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

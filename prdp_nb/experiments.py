@@ -5,23 +5,29 @@
 # %% auto #0
 __all__ = ['METHODS', 'SINGLE', 'PATIENCE', 'SETTINGS', 'FOUND', 'LabRun', 'group_mean', 'batch_mean', 'anchored_loss',
            'anchored', 'make_lab', 'lab_of', 'step_size', 'held_out', 'looked_at', 'epochs_of', 'lose', 'train_lab',
-           'rows_done', 'as_text', 'append', 'work', 'run_all', 'read_runs']
+           'rows_done', 'as_text', 'append', 'work', 'run_all', 'read_runs', 'train_run', 'train_runs', 'add_rows',
+           'keep_results']
 
 # %% ../nbs/30_stability.ipynb #720f3eef
-import csv, os
+import csv, os, shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-import torch
+import pandas as pd, torch
 from torch import Tensor
 from .algorithm import collect, image_seeds, train, trajectory_kl
 from .baselines import OBJECTIVES, dpok_loss
+from .comparison import COLUMNS, read_table
+from .config import Config
+from .evaluation import evaluate_runs, gather_metrics
 from .lab import Lab
 from .objectives import Objective
 from .policies import Policy
+from .runs import run_config
+from .training import Trainer
 
 # %% ../nbs/30_stability.ipynb #cdb9bc08
 @dataclass(frozen=True)
@@ -191,7 +197,6 @@ def read_runs(
     runs: Iterable[LabRun],
 ): # a `pandas.DataFrame` of these runs, a row a look, in their order
     "The record of some runs. Raises `ValueError` where one of them is missing."
-    import pandas as pd
     table = pd.read_csv(path, dtype=dict.fromkeys(SETTINGS, str), keep_default_na=False)
     parts = dict(list(table.groupby(SETTINGS, sort=False)))
     missing = [run for run in runs if as_text(run) not in parts]
@@ -200,3 +205,64 @@ def read_runs(
                          "make them with run_all")
     rows = [parts[as_text(run)].assign(**asdict(run)) for run in runs]
     return pd.concat(rows).astype({name: float for name in FOUND}).reset_index(drop=True)
+
+# %% ../nbs/30_stability.ipynb #c76bc7f3
+def train_run(
+    config: Config, # with an output_dir of its own
+    kept: Path, # where `keep_results` keeps the run, or will
+) -> Path | None: # the run folder; None where the run is kept already
+    """Train a run, unless it is kept or finished; one that was interrupted goes on. Raises
+    `ValueError` for a run of other settings in its place."""
+    run = Path(config.output_dir)
+    for there in (kept, run):
+        if (there/"config.yaml").exists() and run_config(there) != config:
+            raise ValueError(f"{str(there)!r} holds a run of other settings than asked for: delete "
+                             "it, or choose another folder")
+    if kept.exists(): return None
+    if (run/"evaluation.csv").exists(): return run
+    trainer = Trainer.resume(run) if (run/"config.yaml").exists() else Trainer(config)
+    return trainer.train()
+
+def train_runs(
+    configs: dict[str, list[Config]], # method -> its runs, one a seed
+    folder: str | Path, # results/NAME, as `keep_results` fills it
+) -> dict[str, list[Path]]: # method -> the folders of those runs that are not kept yet
+    "Train what is neither kept nor finished. Raises as `train_run`."
+    new = {}
+    for method, wanted in configs.items():
+        runs = [train_run(config, Path(folder)/f"{method}_{config.seed}") for config in wanted]
+        new[method] = [run for run in runs if run]
+    return {method: runs for method, runs in new.items() if runs}
+
+# %% ../nbs/30_stability.ipynb #a9ec4e79
+def add_rows(
+    path: Path, # a CSV file, made where it is missing
+    rows: pd.DataFrame, # with the columns of the file
+    keys: list[str], # columns that tell rows apart: a row replaces the one that agrees with it
+):
+    "Add rows to a table on disk; six digits of each number are kept."
+    if path.exists(): rows = pd.concat([pd.read_csv(path), rows])
+    rows.drop_duplicates(keys, keep="last").to_csv(path, index=False, float_format="%.6g")
+
+def keep_results(
+    runs: dict[str, list[Path]], # method -> its finished run folders, one a seed
+    folder: str | Path, # results/NAME for the models; tables: results/NAME.csv, NAME_metrics.csv
+    prompts: list[str] = (), # sets to evaluate on; none: the runs' own before-and-after tables
+    images_per_prompt: int | None = None, # on those sets; None: each run's own number
+):
+    "Keep of finished runs what a page shows: evaluations, metrics, settings and final models."
+    folder = Path(folder)
+    method_of = {run: method for method, folders in runs.items() for run in folders}
+    if not method_of: return
+    folder.mkdir(parents=True, exist_ok=True)
+    if prompts: table = evaluate_runs([*method_of], prompts, images_per_prompt=images_per_prompt)
+    else: table = read_table(*(run/"evaluation.csv" for run in method_of))
+    names = {run.name: method for run, method in method_of.items()}
+    table = table.assign(method=table.experiment.map(names), experiment=folder.name)
+    add_rows(folder.with_name(f"{folder.name}.csv"), table[COLUMNS], COLUMNS[:-2])
+    metrics = folder.with_name(f"{folder.name}_metrics.csv")
+    add_rows(metrics, gather_metrics(runs), ["method", "seed", "epoch"])
+    for run, method in method_of.items():
+        kept = folder/f"{method}_{run_config(run).seed}"
+        shutil.copytree(run/"final", kept/"final", dirs_exist_ok=True)
+        shutil.copy(run/"config.yaml", kept)

@@ -3,12 +3,15 @@ import json, shlex, shutil, sys
 import numpy as np, pytest, torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from prdp_nb.evaluation import evaluate_command
+from prdp_nb.commands import evaluate_command
 from prdp_nb.models import LORA_FILE
 from prdp_nb.algorithm import draw_prompts
 from prdp_nb.prompts import PROMPT_SETS, READERS, load_prompts
 from prdp_nb.rewards import REWARDS, RewardError, as_reward, compute_rewards, parse_reward
-from prdp_nb.training import CHECKSUMS, Config, Trainer, sample_command, seal, train_command
+from prdp_nb.commands import sample_command, train_command
+from prdp_nb.config import Config
+from prdp_nb.runs import CHECKSUMS, seal
+from prdp_nb.training import Trainer
 
 def message(function, *args, error=ValueError, **kwargs) -> str: # of the error that a call must raise, which must be one line
     with pytest.raises(error) as caught: function(*args, **kwargs)
@@ -281,7 +284,7 @@ LINES = [ # what is typed after prdp_, what the error must say
 @pytest.mark.parametrize("line, expected", LINES, ids=[line for line, _ in LINES])
 def test_command_line(line, expected, here, capsys, monkeypatch):
     monkeypatch.chdir(here)
-    for name in ("training.sample_epoch", "training.generate", "evaluation.evaluate"): monkeypatch.setattr(f"prdp_nb.{name}", lambda *a, **k: pytest.fail("sampled"))
+    for name in ("scoring.sample_epoch", "models.generate", "evaluation.evaluate"): monkeypatch.setattr(f"prdp_nb.{name}", lambda *a, **k: pytest.fail("sampled"))
     files = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
     command, *arguments = shlex.split(line.format(here=here))
     if command == "train" and not {"--output_dir", "--resume"} & {*arguments}: arguments += ["--output_dir", str(here/"new")]

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from prdp_nb.baselines import OBJECTIVES
-from prdp_nb.training import Config, Trainer, read_metrics
+from prdp_nb.config import Config
+from prdp_nb.runs import read_metrics
+from prdp_nb.training import Trainer, check_run
 
 SINGLE_IMAGE = ("ddpo", "ddpo_batch", "dpok") # compare no images of one prompt
 UNCLIPPED = ("rdp", "dpo") # ignore clip_range
@@ -26,9 +28,9 @@ def tiny(tiny_model, prompt_file, tmp_path):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_trains(name, tiny):
     trainer = tiny(objective=name, images_per_prompt=1 if name in SINGLE_IMAGE else 2)
-    before = [p.detach().clone() for p in trainer.policy.denoiser.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trainer.learner.policy.denoiser.parameters() if p.requires_grad]
     metrics = read_metrics(trainer.train())
-    after = [p for p in trainer.policy.denoiser.parameters() if p.requires_grad]
+    after = [p for p in trainer.learner.policy.denoiser.parameters() if p.requires_grad]
     assert any((a != b).any() for a, b in zip(after, before)) and all(a.isfinite().all() for a in after)
     assert (metrics["grad_norm"] > 0).all() and metrics["kl"][0] == 0 and metrics["kl"][1] != 0
     assert ((0 < metrics["clip_fraction"]) & (metrics["clip_fraction"] <= 1)).all()
@@ -38,16 +40,16 @@ def test_every_objective_trains(name, tiny):
 def test_the_memory_of_an_objective_lasts_a_run(tiny):
     trainer = tiny(objective="ddpo", prompts_per_epoch=3)
     trainer.train()
-    assert {prompt: len(latest) for prompt, latest in trainer.objective.state_dict().items()} == dict.fromkeys(trainer.prompts, 4)
+    assert {prompt: len(latest) for prompt, latest in trainer.learner.objective.state_dict().items()} == dict.fromkeys(trainer.collector.prompts, 4)
 
 
 def test_offline_scores_the_pictures_of_the_reference(tiny, monkeypatch):
     trainer, seen = tiny(online=False), []
-    base, sample = tiny(), trainer.sample
-    monkeypatch.setattr(trainer, "sample", lambda prompts, epoch, *rest: seen.append((prompts, epoch, sample(prompts, epoch, *rest))) or seen[-1][2])
+    base, sample = tiny(), trainer.collector.sample
+    monkeypatch.setattr(trainer.collector, "sample", lambda prompts, epoch, *rest, **more: seen.append((prompts, epoch, sample(prompts, epoch, *rest, **more))) or seen[-1][2])
     metrics = read_metrics(trainer.train())
     (_, _, first), (prompts, epoch, second) = seen[1:] # the first of all measures the noise floor
-    torch.testing.assert_close(second.latents, base.sample(prompts, epoch).latents)
+    torch.testing.assert_close(second.latents, base.collector.sample(prompts, epoch).latents)
     assert torch.equal(first.log_probs, first.log_probs_ref) and not torch.equal(second.log_probs, second.log_probs_ref)
     assert metrics["kl"][0] == 0 and metrics["reward_queries"].tolist() == [4, 8] and (metrics["clip_fraction"] < 1).all()
     assert (trainer.config.method, trainer.config.load(trainer.folder/"config.yaml").online) == ("prdp_offline", False)
@@ -57,6 +59,6 @@ def test_offline_scores_the_pictures_of_the_reference(tiny, monkeypatch):
 def test_the_noise_floor_is_checked_where_there_is_a_clip(name, tiny, monkeypatch):
     monkeypatch.setattr("prdp_nb.training.noise_floor", lambda *a, **k: 1.0)
     trainer = tiny(objective=name)
-    with pytest.raises(ValueError, match="exceeds clip_range"): trainer.check()
+    with pytest.raises(ValueError, match="exceeds clip_range"): check_run(trainer)
     trainer.config.clip_range = math.inf
-    trainer.check()
+    check_run(trainer)

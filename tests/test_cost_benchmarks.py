@@ -7,6 +7,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/"benchmarks"))
 import beside_trl, epoch, our_epochs, subset, table
 from common import write_rows
+from prdp_nb.training import run_epoch
 
 @pytest.fixture(scope="module")
 def trl_setting(tmp_path_factory):
@@ -23,8 +24,8 @@ def test_bare_calls_are_those_of_an_epoch(tmp_path):
 
 def test_replayed_calls_are_the_recorded_ones(tmp_path):
     trainer = epoch.ready(epoch.config(tmp_path, **epoch.TINY))
-    calls = epoch.record(trainer.policy, lambda: trainer.run_epoch(1))
-    again = epoch.record(trainer.policy, lambda: epoch.replay(trainer.policy, calls))
+    calls = epoch.record(trainer.learner.policy, lambda: run_epoch(trainer, 1))
+    again = epoch.record(trainer.learner.policy, lambda: epoch.replay(trainer.learner.policy, calls))
     assert [(graph, adapted, given[0].shape) for given, _, graph, adapted in again] == [(graph, adapted, given[0].shape) for given, _, graph, adapted in calls]
     assert {(graph, adapted) for *_, graph, adapted in calls} == {(False, True), (False, False), (True, True)} # sampling, reference, learning
 

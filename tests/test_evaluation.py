@@ -2,8 +2,12 @@
 import csv, os, subprocess, sys
 import numpy as np
 import pytest, torch
-from prdp_nb.evaluation import COLUMNS, checkpoints, draw_strip, evaluate_command, evaluate_runs, load_checkpoint, read_table
-from prdp_nb.training import Config, Trainer
+from prdp_nb.commands import evaluate_command
+from prdp_nb.comparison import COLUMNS, read_table
+from prdp_nb.evaluation import draw_strip, evaluate_runs
+from prdp_nb.runs import checkpoints, load_checkpoint
+from prdp_nb.config import Config
+from prdp_nb.training import Trainer
 
 ENV = os.environ | dict(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TQDM_DISABLE="1")
 PROMPTS = ["a painting of a fox", "a painting of a duck", "a painting of a cow"]
@@ -21,7 +25,7 @@ def folder(tmp_path_factory):
     return here
 
 def finish(*arguments):
-    code = "import sys; from prdp_nb.evaluation import evaluate_command as main; sys.exit(main())"
+    code = "import sys; from prdp_nb.commands import evaluate_command as main; sys.exit(main())"
     return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=ENV, capture_output=True, text=True, timeout=300)
 
 def test_the_command_makes_the_trainer_s_table_again(folder, tmp_path):

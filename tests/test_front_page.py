@@ -49,7 +49,7 @@ def test_map_states_the_time_and_the_badge_of_each_notebook():
         assert badge in opening and badge.endswith(f"/nbs/{name}.ipynb)"), name
 
 def test_own_reward_of_the_front_page_trains(tmp_path, monkeypatch):
-    from prdp_nb.training import Config
+    from prdp_nb.config import Config
     code = re.search(r"```python\n(.*?)```", (ROOT/"README.md").read_text(encoding="utf-8"), flags=re.S)[1]
     (tmp_path/"two.txt").write_text("a painting of a fox\na painting of a cow\n")
     tiny = dict(epochs=1, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2, eval_prompts="two.txt", eval_images_per_prompt=1)
@@ -70,7 +70,7 @@ def test_figures_of_the_front_page_are_those_of_the_runs():
 
 def test_results_beside_the_paper_are_those_of_the_runs():
     import pandas as pd
-    from prdp_nb.evaluation import compare_methods
+    from prdp_nb.comparison import compare_methods
     table = pd.read_csv(ROOT/"nbs/results/small_scale.csv").query("scorer == 'emoji_score'")
     means, text = table.groupby("method")[["base", "tuned"]].mean(), " ".join(markdown(ROOT/"nbs"/"index.ipynb").split())
     expected = [means.base["prdp"], *means.tuned[["ddpo", "grpo", "prdp"]]]
@@ -82,7 +82,7 @@ def test_results_beside_the_paper_are_those_of_the_runs():
 
 def test_results_at_100_000_prompts_are_those_of_the_runs():
     import pandas as pd
-    from prdp_nb.evaluation import compare_methods, summarise
+    from prdp_nb.comparison import compare_methods, summarise
     table, text = pd.read_csv(ROOT/"nbs/results/large_scale.csv").query("scorer == 'emoji_score'"), markdown(ROOT/"nbs"/"index.ipynb")
     means = table.groupby(["method", "prompt_set"], sort=False)[["base", "tuned"]].mean()
     for row, expected in {"before": means.base["prdp"], "DDPO": means.tuned["ddpo"], "GRPO": means.tuned["grpo"], "PRDP": means.tuned["prdp"]}.items():
@@ -110,5 +110,5 @@ def test_results_of_several_rewards_are_those_of_the_runs():
     assert risen.loc[["emoji_score", "emoji_aesthetic"], "all"].all() and not risen.loc["jpeg_compressibility", "any"]
 
 def test_presets_of_the_front_page_exist():
-    from prdp_nb.training import Config
+    from prdp_nb.config import Config
     assert {"emoji_small", "colab_t4_small", "paper_large_hpsv2"} <= set(re.findall(r"--preset (\w+)", markdown(ROOT/"nbs"/"index.ipynb"))) <= set(Config.presets())

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from prdp_nb import algorithm
+from prdp_nb import algorithm, training
 from prdp_nb.emoji_training import make_unet
 from prdp_nb.models import UNetDenoiser
 from prdp_nb.objectives import prdp_loss
 from prdp_nb.policies import Policy, trainable_parameters
 from prdp_nb.schedules import diffusion_schedule, log_snr_scheduler
 from prdp_nb.trajectories import Rollout, score
-from prdp_nb.training import Config, Trainer, update_options
+from prdp_nb.config import Config
+from prdp_nb.learner import update_options
+from prdp_nb.training import Trainer
 
 IMAGES, CHUNK = 2, 8
 
@@ -89,17 +91,17 @@ def test_resident_memory_does_not_depend_on_T():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_does_not_grow_with_the_epochs(tiny_model, prompt_file, tmp_path):
+def test_memory_does_not_grow_with_the_epochs(tiny_model, prompt_file, tmp_path, monkeypatch):
     "Of 100 epochs, or as many as `PRDP_EPOCHS` says: after nine tenths of them within 2 % of after one tenth. The issue's 1000: `PRDP_EPOCHS=1000 pytest tests/test_memory.py -k epochs`."
     epochs, resident = int(os.environ.get("PRDP_EPOCHS", 100)), {}
     config = Config(model=str(tiny_model), prompts=str(prompt_file), output_dir=str(tmp_path/"run"), epochs=epochs, prompts_per_epoch=1, images_per_prompt=2, num_inference_steps=1,
                     learning_rate=1e-5, reward="colourfulness", eval_images_per_prompt=1, eval_rewards=(), save_every=max(1, epochs//20), keep_checkpoints=2)
     trainer = Trainer(config)
-    record = trainer.record
-    def measured(row, pictures):
-        record(row, pictures)
+    record = training.record
+    def measured(trainer, row, images):
+        record(trainer, row, images)
         resident[row["epoch"]] = int(Path("/proc/self/statm").read_text().split()[1])
-    trainer.record = measured
+    monkeypatch.setattr(training, "record", measured)
     trainer.train()
     early, late = (resident[epoch]*os.sysconf("SC_PAGE_SIZE")/2**20 for epoch in (epochs//10, epochs - epochs//10))
     print(f"resident memory of {epochs} epochs: {early:.1f} MB after {epochs//10}, {late:.1f} MB after {epochs - epochs//10}")

@@ -12,14 +12,19 @@ from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusi
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from prdp_nb import algorithm, gradients, models, training, trajectories
+from prdp_nb import algorithm, gradients, models, scoring, trajectories
 from prdp_nb.emoji import ASSETS
 from prdp_nb.emoji_training import make_text_encoder
 from prdp_nb.gradients import backward_log_probs
 from prdp_nb.models import UNetDenoiser, decode_latents, encode_prompts, lent, load_pipeline, make_policy, quiet_loading, spare_gpu
 from prdp_nb.policies import Policy, trainable_parameters
 from prdp_nb.schedules import diffusion_schedule
-from prdp_nb.training import Config, Trainer, damage, newest_intact, read_metrics, saved_checkpoints, train_command
+from prdp_nb.commands import train_command
+from prdp_nb.config import Config
+from prdp_nb.learner import trained_weights
+from prdp_nb.rewards import RewardError
+from prdp_nb.runs import damage, load_checkpoint, newest_intact, read_metrics, saved_checkpoints
+from prdp_nb.training import Trainer
 from prdp_nb.trajectories import noise_floor, sample_rollout, score
 
 PROMPTS = ["a painting of a fox", "a painting of a duck"]
@@ -189,15 +194,15 @@ def test_gradients_add_to_those_that_are_there(tiny, dtype):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_full_run_in_half_precision_keeps_small_steps(tiny, tmp_path, dtype):
     trainer = Trainer(config(tmp_path/"run", tiny, adapter="full", dtype=dtype, learning_rate=1e-7), reward=contrast)
-    start, reference = [[p.detach().clone() for p in unet.parameters()] for unet in (trainer.policy.denoiser, trainer.policy.reference)]
+    start, reference = [[p.detach().clone() for p in unet.parameters()] for unet in (trainer.learner.policy.denoiser, trainer.learner.policy.reference)]
     metrics = read_metrics(trainer.train())
-    moved = torch.cat([(p - s).abs().flatten() for p, s in zip(trainer.policy.denoiser.parameters(), start)])
+    moved = torch.cat([(p - s).abs().flatten() for p, s in zip(trainer.learner.policy.denoiser.parameters(), start)])
     assert (moved > 0).float().mean() > 0.8 and moved.max() < 1e-6 # AdamW's steps of 1e-7; bf16 could not tell them from nothing
-    assert all(torch.equal(p, s) for p, s in zip(trainer.policy.reference.parameters(), reference))
+    assert all(torch.equal(p, s) for p, s in zip(trainer.learner.policy.reference.parameters(), reference))
     assert metrics["kl"][0] == 0 and np.isfinite(metrics["grad_norm"]).all()
     saved = load_file(tmp_path/"run/final/unet/diffusion_pytorch_model.safetensors")
-    assert all(torch.equal(saved[name], p) for name, p in trainer.pipe.unet.named_parameters())
-    assert training.load_run(tmp_path/"run")[1].unet.dtype == torch.float32
+    assert all(torch.equal(saved[name], p) for name, p in trainer.learner.pipe.unet.named_parameters())
+    assert load_checkpoint(tmp_path/"run")[1].unet.dtype == torch.float32
 
 
 # Memory
@@ -255,15 +260,15 @@ def test_on_a_gpu_the_text_encoder_waits_on_the_cpu_and_pictures_are_decoded_one
 
 def test_a_run_moves_the_text_encoder_back_after_each_use(tiny, tmp_path, monkeypatch):
     trainer, sent = Trainer(config(tmp_path/"run", tiny, epochs=1), reward=contrast), []
-    monkeypatch.setattr(trainer.pipe.text_encoder, "to", lambda device: sent.append(str(device)) or trainer.pipe.text_encoder)
-    trainer.sample(trainer.prompts, 0)
+    monkeypatch.setattr(trainer.learner.pipe.text_encoder, "to", lambda device: sent.append(str(device)) or trainer.learner.pipe.text_encoder)
+    trainer.collector.sample(trainer.collector.prompts, 0)
     assert sent == ["cpu", "cpu"] # to the UNet and back
 
 
 def test_prompts_are_encoded_once_a_group(tiny, tmp_path):
     trainer, rows = Trainer(config(tmp_path/"run", tiny, images_per_prompt=5), reward=contrast), []
-    trainer.pipe.text_encoder.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
-    rollout = trainer.sample(trainer.prompts, 0)
+    trainer.learner.pipe.text_encoder.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    rollout = trainer.collector.sample(trainer.collector.prompts, 0)
     assert rows == [2] and rollout.latents.shape[:2] == (2, 5)
 
 
@@ -279,7 +284,7 @@ def test_the_average_is_what_becomes_of_a_run(tiny, tmp_path, monkeypatch):
         return norm
     monkeypatch.setattr(algorithm, "gradient_step", watched)
     measured = []
-    monkeypatch.setattr(training, "evaluate", lambda pipe, *given, f=training.evaluate, **named: measured.append(weights_of(pipe)) or f(pipe, *given, **named))
+    monkeypatch.setattr(scoring, "evaluate", lambda pipe, *given, f=scoring.evaluate, **named: measured.append(weights_of(pipe)) or f(pipe, *given, **named))
     def weights_of(pipe): return torch.cat([p.detach().flatten() for p in pipe.unet.parameters() if p.requires_grad]).double()
     trainer = Trainer(config(tmp_path/"run", tiny, ema_decay=0.2), reward=contrast)
     trainer.train()
@@ -288,9 +293,9 @@ def test_the_average_is_what_becomes_of_a_run(tiny, tmp_path, monkeypatch):
         decay = min(0.2, (1 + n)/(10 + n)) # diffusers' way to forget the start
         average = decay*average + (1 - decay)*weights
     torch.testing.assert_close(measured[-1], average, rtol=0, atol=1e-6)
-    assert (average - seen[-1]).abs().max() > 1e-5 and torch.equal(weights_of(trainer.pipe), seen[-1])
-    final, last = (training.load_file(folder/models.LORA_FILE) for folder in (tmp_path/"run/final", saved_checkpoints(tmp_path/"run")[-1]))
-    live = training.trained_weights(trainer.pipe, trainer.policy)
+    assert (average - seen[-1]).abs().max() > 1e-5 and torch.equal(weights_of(trainer.learner.pipe), seen[-1])
+    final, last = (load_file(folder/models.LORA_FILE) for folder in (tmp_path/"run/final", saved_checkpoints(tmp_path/"run")[-1]))
+    live = trained_weights(trainer.learner.pipe, trainer.learner.policy)
     assert all(torch.equal(last[name], live[name]) for name in live) and not all(torch.equal(final[name], last[name]) for name in final)
 
 
@@ -304,7 +309,7 @@ def test_a_run_with_an_average_resumes_to_the_same_bits(tiny, tmp_path, adapter)
         if len(calls) > 4: raise RuntimeError("the service is down")
         return contrast(images, prompts)
     breaks.__name__ = "contrast"
-    with pytest.raises(training.RewardError): Trainer(config(tmp_path/"broken", tiny, **fields), reward=breaks).train()
+    with pytest.raises(RewardError): Trainer(config(tmp_path/"broken", tiny, **fields), reward=breaks).train()
     assert len(saved_checkpoints(tmp_path/"broken")) == 2
     broken = Trainer.resume(tmp_path/"broken", reward=contrast).train()
     files = [path.relative_to(straight) for path in straight.glob("final/**/*.safetensors")]
@@ -323,7 +328,7 @@ def test_8_bit_adamw_is_bitsandbytes_own(tiny, tmp_path, monkeypatch):
     optim.AdamW8bit = AdamW8bit
     monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
-    optimizer = Trainer(config(tmp_path/"run", tiny, optimizer="adamw_8bit", weight_decay=0.5), reward=contrast).optimizer
+    optimizer = Trainer(config(tmp_path/"run", tiny, optimizer="adamw_8bit", weight_decay=0.5), reward=contrast).learner.optimizer
     assert type(optimizer) is AdamW8bit
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(1e-3, 0.5)]
 
@@ -347,11 +352,11 @@ def one_line(capsys) -> str: # what a command wrote to stderr
 
 def test_targets_of_an_adapter(tiny, tmp_path):
     trainer = Trainer(config(tmp_path/"run", tiny, lora_targets=("to_q", "conv1"), lora_rank=2, epochs=1), reward=contrast)
-    assert {re.search(r"(to_q|conv1)\.lora_", name)[1] for name, p in trainer.pipe.unet.named_parameters() if p.requires_grad} == {"to_q", "conv1"}
+    assert {re.search(r"(to_q|conv1)\.lora_", name)[1] for name, p in trainer.learner.pipe.unet.named_parameters() if p.requires_grad} == {"to_q", "conv1"}
     trainer.train()
     weights = load_file(tmp_path/"run/final"/models.LORA_FILE)
     assert any("conv1" in name for name in weights) and all(("conv1" in name) != ("to_q" in name) for name in weights)
-    assert training.load_run(tmp_path/"run")[1].unet.peft_config
+    assert load_checkpoint(tmp_path/"run")[1].unet.peft_config
 
 
 # What will not do
@@ -385,8 +390,8 @@ def test_another_kind_of_pipeline(kind, on_the_hub, tmp_path, monkeypatch):
 
 def test_latents_that_overflow_in_float16_stop_the_run_and_another_dtype_goes_on(tiny, tmp_path, capsys):
     trainer = Trainer(config(tmp_path/"run", tiny, epochs=3, dtype="float16"), reward=contrast)
-    def overflow(module, given, output): return (output[0]*(1e6 if trainer.epochs_done == 1 and given[1].flatten()[0] == 1 else 1),) # beyond 65,504
-    trainer.pipe.unet.register_forward_hook(overflow)
+    def overflow(module, given, output): return (output[0]*(1e6 if trainer.progress.epochs == 1 and given[1].flatten()[0] == 1 else 1),) # beyond 65,504
+    trainer.learner.pipe.unet.register_forward_hook(overflow)
     with pytest.raises(FloatingPointError, match=r"epoch 2: latents became non-finite at step 2 of 2 \(timestep 1\) for the prompt '.*', with the network in float16; use dtype bfloat16 or float32"):
         trainer.train()
     assert "to go on: prdp_train --resume" in capsys.readouterr().out
@@ -430,7 +435,7 @@ def test_a_gpu_that_is_too_small_for_one_of_the_parts_of_an_epoch(tiny, monkeypa
 def test_a_run_that_is_out_of_memory_goes_on_with_smaller_chunks(tiny, tmp_path, monkeypatch):
     trainer = Trainer(config(tmp_path/"run", tiny, chunk_size=3), reward=contrast)
     with monkeypatch.context() as patch:
-        runs_out(torch.Tensor, "backward", patch, lambda: trainer.epochs_done == 1)
+        runs_out(torch.Tensor, "backward", patch, lambda: trainer.progress.epochs == 1)
         with pytest.raises(MemoryError, match="epoch 2: out of GPU memory while going backward with chunk_size 3: try chunk_size 1"): trainer.train()
     assert newest_intact(tmp_path/"run").name == "epoch_0001"
     Trainer.resume(tmp_path/"run", contrast, chunk_size=1).train()

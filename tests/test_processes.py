@@ -18,7 +18,12 @@ import torch
 from safetensors.torch import load_file
 
 from prdp_nb.algorithm import draw_prompts
-from prdp_nb.training import Config, Trainer, join_ranks, read_metrics, run_command, saved_checkpoints, train_command, trainable_parameters
+from prdp_nb.commands import run_command, train_command
+from prdp_nb.config import Config
+from prdp_nb.policies import trainable_parameters
+from prdp_nb.processes import join_ranks
+from prdp_nb.runs import read_metrics, saved_checkpoints
+from prdp_nb.training import Trainer
 
 TINY = dict(epochs=3, prompts_per_epoch=3, images_per_prompt=2, num_inference_steps=3, updates_per_epoch=2, kl_weight=30, clip_range=float("inf"), learning_rate=3e-4, batch_size=2, chunk_size=6,
             reward="colourfulness", eval_images_per_prompt=1, eval_rewards=(), save_every=1, reward_retries=0)
@@ -80,8 +85,8 @@ def sharded_worker(folder, prompts):
         os.environ["FSDP_RESHARD_AFTER_FORWARD"] = {"lora": "true", "full": "false"}[name]
         trainer = Trainer(Config(**sharded_fields(name, folder, prompts)), reward=contrast)
         trainer.train()
-        held = sum(p.to_local().numel() for p in trainable_parameters(trainer.policy))
-        print(f"{name}: {type(trainer.ranks).__name__}, keep {trainer.ranks.keep}, {held} of {sum(p.numel() for p in trainable_parameters(trainer.policy))}")
+        held = sum(p.to_local().numel() for p in trainable_parameters(trainer.learner.policy))
+        print(f"{name}: {type(trainer.ranks).__name__}, keep {trainer.ranks.keep}, {held} of {sum(p.numel() for p in trainable_parameters(trainer.learner.policy))}")
     Trainer.resume(folder/"began alone"/"lora", reward=contrast).train()
     sys.exit(run_command("prdp_train", Trainer(Config(**sharded_fields("lora", folder/"fails", prompts)), reward=picky).train))
 

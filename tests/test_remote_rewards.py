@@ -5,10 +5,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
-from prdp_nb.evaluation import evaluate_command
+from prdp_nb.commands import evaluate_command
 from prdp_nb.remote_rewards import HTTPReward
 from prdp_nb.rewards import Reward, RewardError, as_reward, compute_rewards, parse_reward
-from prdp_nb.training import Config, Trainer, read_metrics, train_command
+from prdp_nb.commands import train_command
+from prdp_nb.config import Config
+from prdp_nb.runs import read_metrics
+from prdp_nb.training import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ["a painting of a fox", "ein Gemälde, „東京“ 🦊", "", "a cow\nand a duck", "a painting of a fox"]

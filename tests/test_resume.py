@@ -17,10 +17,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prdp_nb import algorithm, training
-from prdp_nb.models import load_finetuned
+from prdp_nb import algorithm, scoring, training
+from prdp_nb.algorithm import draw_prompts
+from prdp_nb.models import encode_prompts, latent_shape, load_finetuned
 from prdp_nb.rewards import RewardError
-from prdp_nb.training import Config, Trainer, damage, newest_intact, read_metrics, run_lock, saved_checkpoints, train_command, trainable_parameters
+from prdp_nb.commands import train_command
+from prdp_nb.config import Config
+from prdp_nb.policies import trainable_parameters
+from prdp_nb.runs import damage, newest_intact, read_metrics, run_lock, saved_checkpoints
+from prdp_nb.training import Trainer, check_run, restore, run_epoch
 
 TINY = dict(epochs=4, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2, updates_per_epoch=2, cell_fraction=0.5, learning_rate=1e-2, reward="colourfulness",
             eval_images_per_prompt=1, eval_rewards=(), save_every=1, keep_checkpoints=2, reward_retries=0)
@@ -175,27 +180,27 @@ def test_an_interruption_between_checkpoints_loses_no_epoch(straight, tiny, tmp_
 def test_the_adapter_that_is_resumed_is_the_one_that_acts_and_learns(tiny, tmp_path):
     run = interrupted(tiny(tmp_path/"run", model="emoji")) # its attention has several places to look at, so every matrix learns
     trainer = Trainer.resume(run)
-    trainer.checkpoint = saved_checkpoints(run)[-1]
-    trainer.restore()
-    saved, trained = load_file(trainer.checkpoint/LORA), trainable_parameters(trainer.policy)
-    assert len(saved) == len(trained) and {p.data_ptr() for p in trained} == {p.data_ptr() for p in trainer.optimizer.param_groups[0]["params"]}
-    rollout = trainer.sample(trainer.prompts[:2], epoch=2)
+    checkpoint = saved_checkpoints(run)[-1]
+    restore(trainer, checkpoint)
+    saved, trained = load_file(checkpoint/LORA), trainable_parameters(trainer.learner.policy)
+    assert len(saved) == len(trained) and {p.data_ptr() for p in trained} == {p.data_ptr() for p in trainer.learner.optimizer.param_groups[0]["params"]}
+    rollout = trainer.collector.sample(trainer.collector.prompts[:2], epoch=2)
     assert (rollout.log_probs != rollout.log_probs_ref).any()
-    stock = load_finetuned(trainer.checkpoint)
-    noise = torch.randn(1, *training.latent_shape(stock), generator=torch.Generator().manual_seed(0))
-    embeds = training.encode_prompts(stock, ["a painting of a fox"])
-    with torch.no_grad(): ours, theirs = (pipe.unet(noise, 500, **embeds).sample for pipe in (trainer.pipe, stock))
+    stock = load_finetuned(checkpoint)
+    noise = torch.randn(1, *latent_shape(stock), generator=torch.Generator().manual_seed(0))
+    embeds = encode_prompts(stock, ["a painting of a fox"])
+    with torch.no_grad(): ours, theirs = (pipe.unet(noise, 500, **embeds).sample for pipe in (trainer.learner.pipe, stock))
     torch.testing.assert_close(ours, theirs)
     before = [p.detach().clone() for p in trained]
-    trainer.run_epoch(2)
+    run_epoch(trainer, 2)
     assert all((p != b).any() for p, b in zip(trained, before))
 
 
 def test_the_adapter_must_not_be_switched_off(broken):
     trainer = Trainer.resume(broken)
-    trainer.pipe.unet.disable_adapters()
-    trainer.checkpoint = saved_checkpoints(broken)[-1]
-    with pytest.raises(ValueError, match="is its adapter switched off?"): trainer.restore()
+    trainer.learner.pipe.unet.disable_adapters()
+    with pytest.raises(ValueError, match="is its adapter switched off?"):
+        restore(trainer, saved_checkpoints(broken)[-1])
 
 
 def test_a_damaged_checkpoint_is_passed_over(straight, broken):
@@ -221,8 +226,8 @@ def test_what_another_attempt_left_behind_is_no_hindrance(straight, broken):
 
 
 def test_the_measurement_before_is_not_taken_twice(broken, monkeypatch):
-    titles, evaluate = [], training.evaluate
-    monkeypatch.setattr(training, "evaluate", lambda *a, title="", **k: (titles.append(title), evaluate(*a, **k))[1])
+    titles, evaluate = [], scoring.evaluate
+    monkeypatch.setattr(scoring, "evaluate", lambda *a, title="", **k: (titles.append(title), evaluate(*a, **k))[1])
     Trainer.resume(broken).train()
     Trainer.resume(broken, guidance_scale=3.0).train()
     assert titles == ["evaluating after", "evaluating before", "evaluating after"]
@@ -297,10 +302,10 @@ def test_two_new_runs_at_once(tiny, tmp_path):
 # The disk is full
 
 
-@pytest.mark.parametrize("where", ["torch.save", "prdp_nb.training.flush"])
+@pytest.mark.parametrize("where", ["torch.save", "prdp_nb.runs.flush"])
 def test_a_full_disk_leaves_the_checkpoint_before(where, straight, broken, monkeypatch, capsys):
     module, _, name = where.rpartition(".")
-    real, full, record = getattr(sys.modules[module], name), [], Trainer.record
+    real, full, record = getattr(sys.modules[module], name), [], training.record
     def write(*arguments, **options):
         if full: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(*arguments, **options)
@@ -308,7 +313,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(where, straight, broken, monke
         full.append(row["epoch"])
         record(self, row, pictures)
     monkeypatch.setattr(where, write)
-    monkeypatch.setattr(Trainer, "record", fills_up)
+    monkeypatch.setattr(training, "record", fills_up)
     with pytest.raises(OSError, match=r"checkpoints/epoch_0003 could not be saved \(.*No space left on device.*what was saved before is intact. Make room in"): Trainer.resume(broken).train()
     assert "stopped by OSError after 3 of 4 epochs" in capsys.readouterr().out
     assert [(path.name, damage(path)) for path in saved_checkpoints(broken)] == [("epoch_0001", ""), ("epoch_0002", "")] and not (broken/".saving").exists()
@@ -323,8 +328,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(where, straight, broken, monke
 @pytest.fixture
 def no_wait(monkeypatch):
     waits = []
-    monkeypatch.setattr(training, "RETRY_SECONDS", 1.0)
-    monkeypatch.setattr(training.time, "sleep", waits.append)
+    monkeypatch.setattr(scoring, "RETRY_SECONDS", 1.0)
+    monkeypatch.setattr(scoring.time, "sleep", waits.append)
     return waits
 
 
@@ -353,21 +358,21 @@ def test_a_reward_that_stays_away_stops_the_run(tiny, tmp_path, no_wait):
     assert no_wait == [1, 2, 4] and [path.name for path in saved_checkpoints(tmp_path/"run")] == ["epoch_0001", "epoch_0002"]
 
 
-def test_prompts_that_cannot_be_scored_are_left_out(tiny, tmp_path):
+def test_prompts_that_cannot_be_scored_are_left_out(tiny, tmp_path, monkeypatch):
     def picky(images, prompts):
         if picky.on and len(images) <= 4 and "a painting of a fox" in prompts: raise ValueError("no foxes") # an evaluation has more
         return [float(np.asarray(image).std()) for image in images]
     picky.on = False
     config = tiny(tmp_path/"run", on_reward_error="skip_prompt", eval_images_per_prompt=3)
     trainer = Trainer(config, reward=picky)
-    trainer.check()
+    check_run(trainer)
     picky.on = True
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer.check = lambda: None
+        monkeypatch.setattr(training, "check_run", lambda trainer: None)
         run = trainer.train()
     queries = np.diff(read_metrics(run)["reward_queries"], prepend=0).tolist()
-    epochs = [training.draw_prompts(trainer.prompts, 2, 0, epoch) for epoch in range(4)]
+    epochs = [draw_prompts(trainer.collector.prompts, 2, 0, epoch) for epoch in range(4)]
     assert queries == [2 if "a painting of a fox" in prompts else 4 for prompts in epochs] and 2 in queries
     said = [str(w.message) for w in caught if "left out" in str(w.message)]
     assert len(said) == queries.count(2) and said[0].startswith("the prompt 'a painting of a fox' is left out of this epoch: reward picky raised ValueError: no foxes")
@@ -395,7 +400,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(broken, monkeypatch):
     coefficients = algorithm.coefficients
     def spoiled(loss_fn, log_probs):
         loss, weights = coefficients(loss_fn, log_probs)
-        return (loss*float("nan") if trainer.epochs_done == 2 else loss), weights
+        return (loss*float("nan") if trainer.progress.epochs == 2 else loss), weights
     monkeypatch.setattr(algorithm, "coefficients", spoiled)
     stops(trainer, "^epoch 3: the loss is nan, of finite log-probabilities; the weights were not touched")
 
@@ -405,10 +410,10 @@ def test_a_slope_that_is_not_finite_is_named(broken, monkeypatch):
     coefficients = algorithm.coefficients
     def spoiled(loss_fn, log_probs):
         loss, weights = coefficients(loss_fn, log_probs)
-        if trainer.epochs_done == 2: weights[1, 0, 1] = float("inf")
+        if trainer.progress.epochs == 2: weights[1, 0, 1] = float("inf")
         return loss, weights
     monkeypatch.setattr(algorithm, "coefficients", spoiled)
-    second = training.draw_prompts(trainer.prompts, 2, 0, 2)[1]
+    second = draw_prompts(trainer.collector.prompts, 2, 0, 2)[1]
     stops(trainer, f"^epoch 3: the slope of the loss is inf for the prompt '{second}', image 1 of 2, step 2 of 2; the weights were not touched")
 
 
@@ -417,10 +422,10 @@ def test_a_gradient_that_is_not_finite_is_traced_to_its_prompt_and_step(broken, 
     backward = algorithm.backward_log_probs
     def spoiled(policy, rollout, weights, **options):
         spent = backward(policy, rollout, weights, **options)
-        if trainer.epochs_done == 2 and weights[0, :, 1].any(): trainable_parameters(policy)[0].grad[0] = float("nan")
+        if trainer.progress.epochs == 2 and weights[0, :, 1].any(): trainable_parameters(policy)[0].grad[0] = float("nan")
         return spent
     monkeypatch.setattr(algorithm, "backward_log_probs", spoiled)
-    first = training.draw_prompts(trainer.prompts, 2, 0, 2)[0]
+    first = draw_prompts(trainer.collector.prompts, 2, 0, 2)[0]
     stops(trainer, f"^epoch 3: the gradient's norm is nan; the weights were not touched.*; it comes from the prompt '{first}', step 2 of 2")
 
 
@@ -428,23 +433,23 @@ def test_latents_that_are_not_finite_stop_the_run(broken, monkeypatch):
     trainer = Trainer.resume(broken)
     def ruin():
         with torch.no_grad():
-            for p in trainable_parameters(trainer.policy): p.fill_(float("nan"))
-    sample = trainer.sample
-    def spoiled(prompts, epoch, *rest):
-        if trainer.epochs_done == 2: ruin()
-        return sample(prompts, epoch, *rest)
-    monkeypatch.setattr(trainer, "sample", spoiled)
+            for p in trainable_parameters(trainer.learner.policy): p.fill_(float("nan"))
+    sample = trainer.collector.sample
+    def spoiled(prompts, epoch, **rest):
+        if trainer.progress.epochs == 2: ruin()
+        return sample(prompts, epoch, **rest)
+    monkeypatch.setattr(trainer.collector, "sample", spoiled)
     stops(trainer, r"^epoch 3: latents became non-finite at step 1 of 2 \(timestep \d+\) for the prompt 'a painting of a")
 
 
 def test_weights_that_are_not_finite_are_not_saved_as_a_checkpoint(broken, monkeypatch):
     trainer = Trainer.resume(broken)
-    record = trainer.record
-    def spoiled(row, pictures):
+    record = training.record
+    def spoiled(trainer, row, images):
         if row["epoch"] == 3:
-            with torch.no_grad(): trainable_parameters(trainer.policy)[0].fill_(float("nan"))
-        record(row, pictures)
-    monkeypatch.setattr(trainer, "record", spoiled)
+            with torch.no_grad(): trainable_parameters(trainer.learner.policy)[0].fill_(float("nan"))
+        record(trainer, row, images)
+    monkeypatch.setattr(training, "record", spoiled)
     stops(trainer, "^epoch 3: the weights are not finite, and were not saved")
     assert all(w.isfinite().all() for w in load_file(broken/"final"/LORA).values()) # of the time before
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms import InterpolationMode, functional as F
 from prdp_nb.rewards import (CLIP_FILES, CLIP_MEAN, CLIP_STD, HPS_FILES, LOADED, AestheticHead, Aesthetic, CLIPScore, HPSv2, ImageReward, PickScore, RewardError, WeightedSum,
                              clip_pixels, clip_tokenizer, compute_rewards, embed_images, load_reward, load_weights, parse_reward)
-from prdp_nb.training import Config
+from prdp_nb.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = Path(os.environ.get("PRDP_LAION_HEAD", ROOT.parent/"shared"/"data"/"laion_aesthetic_head.pth"))

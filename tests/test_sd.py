@@ -5,7 +5,9 @@ import numpy as np, pytest, torch
 from diffusers import StableDiffusionPipeline
 from prdp_nb.schedules import diffusion_schedule
 from prdp_nb.models import generate, latent_shape, load_pipeline
-from prdp_nb.training import Config, Trainer, read_metrics
+from prdp_nb.config import Config
+from prdp_nb.runs import read_metrics
+from prdp_nb.training import Trainer
 from prdp_nb.trajectories import score
 from hub import HubOnThisMachine, files_of, hub_on_this_machine
 from tiny_sd import write_tiny_pipeline
@@ -43,7 +45,7 @@ def trained(request, folder, tmp_path_factory):
     config = Config(model=str(folder), adapter=request.param, prompts=str(place/"prompts.txt"), prompts_per_epoch=1, images_per_prompt=3, num_inference_steps=50, guidance_scale=5.0,
                     epochs=1, learning_rate=dict(lora=1e-1, full=1e-3)[request.param], kl_weight=1e-4, clip_range=1e-6, reward="jpeg_compressibility", chunk_size=64, eval_images_per_prompt=1, eval_rewards=(), output_dir=str(place/"run"))
     trainer = Trainer(config)
-    before = [p.detach().clone() for p in trainer.policy.denoiser.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trainer.learner.policy.denoiser.parameters() if p.requires_grad]
     trainer.train()
     trainer.before_training = before
     return trainer

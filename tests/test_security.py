@@ -41,7 +41,7 @@ def test_no_file_runs_what_it_reads(path): assert found(path.read_text(encoding=
 
 def test_there_is_something_to_look_at():
     calls = [path.name for path in FILES if "torch.load(" in path.read_text(encoding="utf-8")]
-    assert {"rewards.py", "training.py"} <= {*calls} and "safe_load" in (ROOT/"prdp_nb/training.py").read_text(encoding="utf-8")
+    assert {"rewards.py", "training.py"} <= {*calls} and "safe_load" in (ROOT/"prdp_nb/config.py").read_text(encoding="utf-8")
 
 @pytest.mark.parametrize("source", [
     "import pickle", "import os, pickle as p", "from pickle import loads", "def f():\n    import dill", "importlib.import_module('pickle')", "import joblib.numpy_pickle",

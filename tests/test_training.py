@@ -19,7 +19,10 @@ from prdp_nb.models import PipelineWorld, load_pipeline, make_policy
 from prdp_nb.policies import trainable_parameters
 from prdp_nb.prompts import load_prompts
 from prdp_nb.rewards import RewardError, as_reward, compute_rewards
-from prdp_nb.training import Config, Trainer, read_metrics, sample_command, train_command
+from prdp_nb.commands import sample_command, train_command
+from prdp_nb.config import Config
+from prdp_nb.runs import read_metrics
+from prdp_nb.training import Trainer
 
 TINY = dict(epochs=2, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2, learning_rate=1e-2, eval_images_per_prompt=1, eval_rewards=("emoji_score",), save_every=1, reward_retries=0)
 ENV = os.environ | dict(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TQDM_DISABLE="1", PYTHONUNBUFFERED="1")
@@ -34,7 +37,7 @@ def tiny(tiny_model, prompt_file, tmp_path):
 
 def command(name, *arguments):
     "How the installed script of that name is started."
-    return [sys.executable, "-c", f"import sys; from prdp_nb.training import {name} as main; sys.exit(main())", *map(str, arguments)]
+    return [sys.executable, "-c", f"import sys; from prdp_nb.commands import {name} as main; sys.exit(main())", *map(str, arguments)]
 
 
 def train_arguments(folder, prompt_file, **fields):
@@ -157,7 +160,7 @@ def test_bad_input_is_met_before_any_sampling(flags, says, tmp_path, capsys, mon
     (tmp_path/"prompts.csv").write_text("text,other\na fox,1\n")
     (tmp_path/"wrong.yaml").write_text("guidence_scale: 3\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("prdp_nb.training.sample_epoch", lambda *a, **k: pytest.fail("sampled"))
+    monkeypatch.setattr("prdp_nb.scoring.sample_epoch", lambda *a, **k: pytest.fail("sampled"))
     output = [] if "--output_dir" in flags else ["--output_dir", str(tmp_path/"run")]
     assert train_command([*output, *(flag.format(here=tmp_path) for flag in flags)]) == 1
     error = capsys.readouterr().err
@@ -223,14 +226,14 @@ def test_full_unet_is_trained_and_loads_in_stock_diffusers(tiny):
     from diffusers import StableDiffusionPipeline
     from prdp_nb.models import generate
     trainer = Trainer(tiny(adapter="full", learning_rate=1e-4, updates_per_epoch=2), reward=contrast)
-    reference = [p.clone() for p in trainer.policy.reference.parameters()]
+    reference = [p.clone() for p in trainer.learner.policy.reference.parameters()]
     folder = trainer.train()
-    assert all(torch.equal(a, b) for a, b in zip(reference, trainer.policy.reference.parameters()))
-    assert not any(torch.equal(a, b) for a, b in zip(reference, trainer.policy.denoiser.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(reference, trainer.learner.policy.reference.parameters()))
+    assert not any(torch.equal(a, b) for a, b in zip(reference, trainer.learner.policy.denoiser.parameters()))
     assert (read_metrics(folder)["kl"] != 0).tolist() == [False, True]
     pipe = StableDiffusionPipeline.from_pretrained(folder/"final", safety_checker=None)
     theirs = pipe("a painting of a fox", num_inference_steps=2, guidance_scale=5.0, eta=1.0, generator=torch.Generator().manual_seed(1)).images[0]
-    assert pixel_difference(theirs, generate(trainer.pipe, ["a painting of a fox"], [1], 2, 5.0)[0]) <= 1
+    assert pixel_difference(theirs, generate(trainer.learner.pipe, ["a painting of a fox"], [1], 2, 5.0)[0]) <= 1
 
 
 def test_long_prompts_are_counted_in_one_warning(tiny, tmp_path):
@@ -266,6 +269,6 @@ def test_the_plain_loop_and_the_trainer_end_at_the_same_bits(prompt_file, tmp_pa
     world = PipelineWorld(pipe, load_prompts(c.prompts), partial(compute_rewards, as_reward(c.reward)), c.batch_size)
     rows = list(train(policy, world, c.make_objective(), epochs=c.epochs, prompts_per_epoch=c.prompts_per_epoch, images_per_prompt=c.images_per_prompt, learning_rate=c.learning_rate,
                       updates_per_epoch=c.updates_per_epoch, seed=c.seed, batch_size=c.batch_size, chunk_size=c.chunk_size, cell_fraction=c.cell_fraction))
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(trainable_parameters(policy), trainable_parameters(trainer.policy), strict=True))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(trainable_parameters(policy), trainable_parameters(trainer.learner.policy), strict=True))
     assert all(metrics[name].tolist() == [row[name] for row in rows] for name in rows[0])
     assert metrics["kl"][-1] != 0 and metrics["clip_fraction"].max() > 0

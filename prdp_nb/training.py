@@ -252,7 +252,8 @@ def resumed_task(
 ) -> tuple: # the `Config`, and the reward or None
     """What a run goes on with. Raises `ValueError` as `resumed_config`, and for a reward that
     cannot be loaded by its name."""
-    if reward is not None: named = named | dict(reward=str(as_reward(reward)))
+    if reward is not None:
+        named = named | dict(reward=reward if isinstance(reward, str) else str(as_reward(reward)))
     config = resumed_config(run, config, **named)
     if reward is not None and not isinstance(reward, str): return config, reward
     try: parse_reward(config.reward)

@@ -435,9 +435,9 @@ def test_latents_that_are_not_finite_stop_the_run(broken, monkeypatch):
         with torch.no_grad():
             for p in trainable_parameters(trainer.learner.policy): p.fill_(float("nan"))
     sample = trainer.collector.sample
-    def spoiled(prompts, epoch, **rest):
+    def spoiled(prompts, epoch, *rest, **named):
         if trainer.progress.epochs == 2: ruin()
-        return sample(prompts, epoch, **rest)
+        return sample(prompts, epoch, *rest, **named)
     monkeypatch.setattr(trainer.collector, "sample", spoiled)
     stops(trainer, r"^epoch 3: latents became non-finite at step 1 of 2 \(timestep \d+\) for the prompt 'a painting of a")
 

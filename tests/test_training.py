@@ -271,4 +271,4 @@ def test_the_plain_loop_and_the_trainer_end_at_the_same_bits(prompt_file, tmp_pa
                       updates_per_epoch=c.updates_per_epoch, seed=c.seed, batch_size=c.batch_size, chunk_size=c.chunk_size, cell_fraction=c.cell_fraction))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(trainable_parameters(policy), trainable_parameters(trainer.learner.policy), strict=True))
     assert all(metrics[name].tolist() == [row[name] for row in rows] for name in rows[0])
-    assert metrics["kl"][-1] != 0 and metrics["clip_fraction"].max() > 0
+    assert metrics["kl"].iloc[-1] != 0 and metrics["clip_fraction"].max() > 0

@@ -23,6 +23,7 @@ demo: venv ## finetune the embedded model with PRDP on the CPU, pictures and tab
 test: venv ## sync, README, lint, every notebook, every test
 	.ci/check_sync
 	$(BIN)/python tools/readme.py --check
+	$(BIN)/python tools/house.py --check
 	$(BIN)/ruff check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup --durations=0 --durations-min=1
 

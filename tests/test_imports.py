@@ -41,14 +41,24 @@ def test_light_modules_import_nothing_heavy(module):
     assert not HEAVY & set(json.loads(done.stdout))
 
 
-def chapter_of() -> dict[str, str]: # module -> number of the notebook that exports it
-    found = {}
-    for notebook in sorted((ROOT/"nbs").glob("[0-9]*.ipynb")):
-        for name in re.findall(r"#\| default_exp (\w+)", notebook.read_text(encoding="utf-8")): found[name] = notebook.stem[:2]
-    return found
+sys.path.insert(0, str(ROOT/"tools"))
+import house
 
-@pytest.mark.parametrize("module", [path for path in MODULES if not path.name.startswith("_")], ids=lambda path: path.stem)
+ROOMS = [path.stem for path in MODULES if not path.name.startswith("_")]
+
+@pytest.mark.parametrize("module", ROOMS)
 def test_a_module_imports_only_from_earlier_notebooks(module):
-    chapters = chapter_of()
-    for name in re.findall(r"^from \.(\w+) import", module.read_text(encoding="utf-8"), flags=re.M):
-        assert chapters[name] < chapters[module.stem], f"{module.stem} ({chapters[module.stem]}) imports {name} ({chapters[name]})"
+    "Wherever in the module it does so: no arrow points upward, and so there is no circle."
+    chapters = house.chapters()
+    for name in house.imports(module):
+        assert chapters[name] < chapters[module], f"{module} ({chapters[module]}) imports {name} ({chapters[name]})"
+
+def test_the_map_of_the_house_is_current():
+    done = subprocess.run([sys.executable, ROOT/"tools/house.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+def test_the_map_shows_each_room_once_and_no_arrow_that_others_imply():
+    rooms = [line.split()[1] for line in house.draw().splitlines() if line.startswith("  ")]
+    assert sorted(rooms) == sorted(ROOMS)
+    graph = dict(a=set(), b={"a"}, c={"a", "b"})
+    assert house.needed("c", graph) == {"b"} and house.reach("c", graph) == {"a", "b"}

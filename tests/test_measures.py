@@ -1,4 +1,4 @@
-"Rooms one can live in: the measures that part I is held to."
+"Rooms one can live in: the measures that every module and notebook is held to."
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ sys.path.insert(0, str(ROOT/"tools"))
 import measures
 
 
-def test_part_one_keeps_its_measures():
+def test_every_room_keeps_its_measures():
     done = subprocess.run([sys.executable, ROOT/"tools/measures.py"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -23,7 +23,7 @@ def test_what_is_over_a_measure_is_named(found, said):
     assert not measures.too_much({name: int(value) - 1 for name, value in found.items()})
 
 
-def test_part_one_is_all_of_it():
+def test_every_room_is_measured():
     notebooks, modules = measures.rooms()
-    assert [notebook.stem[:2] for notebook in notebooks] == [f"0{i}" for i in range(9)]
-    assert {module.stem for module in modules} == {notebook.stem[3:] for notebook in notebooks[1:]}
+    assert {"00_derivation", "24_training", "92_emoji_scorers", "index"} <= {notebook.stem for notebook in notebooks}
+    assert {module.stem for module in modules} >= {"schedules", "training", "experiments"}

@@ -32,7 +32,7 @@ def use_ddim(pipe): # any `StableDiffusionPipeline`, changed in place; returns i
     return pipe
 
 # %% ../nbs/13_models.ipynb #20fef1ea
-MODELS = {"emoji": "prdp_nb.emoji:load_pipeline"} # name -> "module:function", dtype -> pipeline
+MODELS = {"emoji": "prdp_nb.emoji:load_pipeline"} # name -> "module:function" of a dtype
 
 def load_pipeline(
     name_or_path: str = "emoji", # an entry of `MODELS`, a folder, or `owner/name` on the hub
@@ -202,11 +202,11 @@ def make_policy(
         add_lora(pipe, lora_rank, lora_targets, seed)
         reference = WithoutAdapter(denoiser)
     if gradient_checkpointing: pipe.unet.enable_gradient_checkpointing()
-    for part in (denoiser, reference): part.eval()
+    for part in (denoiser, reference): part.eval() # dropout would part scoring from sampling
     schedule = diffusion_schedule(pipe.scheduler, num_inference_steps, device=pipe.unet.device)
     return Policy(denoiser, schedule, guidance_scale, reference, encode_prompts(pipe, [""]))
 
-def trains_adapter(policy: Policy) -> bool: # from `make_policy`: a LoRA, or the full UNet?
+def trains_adapter(policy: Policy) -> bool: # was it made with adapter "lora"?
     return isinstance(policy.reference, WithoutAdapter)
 
 # %% ../nbs/13_models.ipynb #5c0e1b03
@@ -288,7 +288,7 @@ def load_finetuned(
     dtype: torch.dtype = torch.float32, # of the weights in memory
     device: str | torch.device = "cpu", # where it runs
 ): # a stock `StableDiffusionPipeline`
-    "The finetuned model. Raises `ValueError` for a folder without one, and a LoRA of another."
+    "The finetuned model. Raises `ValueError` where there is none, and where a LoRA does not fit."
     if (Path(folder)/"model_index.json").exists(): return load_pipeline(folder, dtype, device)
     if not (Path(folder)/LORA_FILE).exists():
         raise ValueError(f"no finetuned model in {str(folder)!r}: "
@@ -340,9 +340,10 @@ def from_folder_or_hub(
         if kind == "StableDiffusionPipeline":
             return StableDiffusionPipeline.from_pretrained(name_or_path, dtype=dtype, **unused)
     except OSError as error:
-        message = (f"no pipeline at {name_or_path!r}, neither a folder with a model_index.json nor "
-                   f"a repository of the hub ({why_not_loaded(error)}). Check the name and the "
-                   "connection, or download the repository elsewhere and give its folder as model")
+        message = (f"no pipeline at {name_or_path!r}: neither a folder here with a "
+                   f"model_index.json nor a repository of the hub ({why_not_loaded(error)}). "
+                   "Check the name and the connection, or download the repository elsewhere "
+                   "and give its folder as model")
         raise ValueError(message) from error
     raise ValueError(f"{name_or_path!r} is a {kind}; supported is StableDiffusionPipeline "
                      "(Stable Diffusion 1.x, 2.x and their finetunes), not SDXL, SD3 or others")
@@ -366,7 +367,7 @@ def check_targets(network: nn.Module, targets: tuple[str, ...]): # ends of names
     layers = [f".{name}" for name, _ in network.named_modules()]
     unknown = [t for t in targets if not any(layer.endswith(f".{t}") for layer in layers)]
     if unknown or not targets:
-        raise ValueError(f"lora_targets must name layers of the UNet, such as "
+        raise ValueError("lora_targets must name layers of the UNet, such as "
                          f"{', '.join(LORA_TARGETS)}, not {', '.join(unknown) or 'nothing'}")
 
 # %% ../nbs/13_models.ipynb #24c6e1a3
@@ -388,7 +389,7 @@ def on_device(module: nn.Module, device: str | torch.device): # for the time of 
 
 # %% ../nbs/13_models.ipynb #464e364f
 def spare_gpu(pipe): # a `StableDiffusionPipeline`, changed in place; returns it
-    "On a GPU the text encoder then waits on the CPU, and images are decoded one at a time."
+    "On a GPU: the text encoder waits on the CPU, and images are decoded one at a time."
     if pipe.unet.device.type == "cpu": return pipe
     pipe.text_encoder.to("cpu")
     pipe.vae.enable_slicing()

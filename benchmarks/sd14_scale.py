@@ -32,10 +32,6 @@ def make_unet(size: dict) -> UNet2DConditionModel: # on torch's default device
     down = CROSS + PLAIN
     return UNet2DConditionModel(in_channels=4, out_channels=4, down_block_types=down, up_block_types=[name.replace("Down", "Up") for name in down[::-1]], **size["unet"])
 
-class Words(torch.nn.Embedding):
-    "Stands for a text encoder: any prompt becomes the same random embeddings."
-    def forward(self, ids): return (super().forward(ids),)
-
 def tokenize(prompts: list[str], **options): return SimpleNamespace(input_ids=torch.zeros(len(prompts), TOKENS, dtype=torch.long))
 tokenize.model_max_length = TOKENS
 
@@ -44,9 +40,10 @@ def make_pipeline(size: dict, dtype: torch.dtype, device: str) -> SimpleNamespac
     with torch.device(device), quiet_loading():
         vae = AutoencoderKL(latent_channels=4, down_block_types=["DownEncoderBlock2D"]*4, up_block_types=["UpDecoderBlock2D"]*4, scaling_factor=0.18215, **size["vae"])
         unet, vae = make_unet(size).to(dtype), vae.to(dtype)
-        words = Words(1, size["unet"]["cross_attention_dim"])
+        words = torch.nn.Embedding(1, size["unet"]["cross_attention_dim"]) # stands for a text encoder: any prompt becomes the same random embeddings
+    def encode_prompt(prompts: list[str], device, *given): return words(torch.zeros(len(prompts), TOKENS, dtype=torch.long, device=device)), None
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False, set_alpha_to_one=False)
-    return SimpleNamespace(unet=unet, vae=vae, tokenizer=tokenize, text_encoder=words, scheduler=scheduler, image_processor=VaeImageProcessor(vae_scale_factor=8))
+    return SimpleNamespace(unet=unet, vae=vae, tokenizer=tokenize, text_encoder=words, encode_prompt=encode_prompt, scheduler=scheduler, image_processor=VaeImageProcessor(vae_scale_factor=8))
 
 def count(size: dict) -> tuple[int, float]: # parameters of the UNet; 10^12 floating-point operations on one sample, from the shapes alone
     with torch.device("meta"):

@@ -18,12 +18,17 @@ from prdp_nb import algorithm, gradients, models, scoring, trajectories
 from prdp_nb.emoji import ASSETS
 from prdp_nb.emoji_training import make_text_encoder
 from prdp_nb.gradients import backward_log_probs
+from prdp_nb.learner import trained_weights
 from prdp_nb.models import (UNetDenoiser, decode_latents, encode_prompts, load_pipeline,
                             make_policy, on_device, quiet_loading, spare_gpu)
 from prdp_nb.policies import Policy, trainable_parameters
 from prdp_nb.schedules import diffusion_schedule
-from prdp_nb.training import (Config, Trainer, damage, newest_intact, read_metrics,
-                              saved_checkpoints, train_command)
+from prdp_nb.commands import train_command
+from prdp_nb.config import Config
+from prdp_nb.rewards import RewardError
+from prdp_nb.runs import (
+    damage, load_checkpoint, newest_intact, read_metrics, saved_checkpoints)
+from prdp_nb.training import Trainer
 from prdp_nb.trajectories import noise_floor, sample_rollout, score
 
 PROMPTS = ["a painting of a fox", "a painting of a duck"]
@@ -232,7 +237,7 @@ def test_gradients_add_to_those_that_are_there(tiny, dtype):
 def test_a_full_run_in_half_precision_keeps_small_steps(tiny, tmp_path, dtype):
     c = config(tmp_path/"run", tiny, adapter="full", dtype=dtype, learning_rate=1e-7)
     trainer = Trainer(c, reward=contrast)
-    network, reference = trainer.policy.denoiser, trainer.policy.reference
+    network, reference = trainer.learner.policy.denoiser, trainer.learner.policy.reference
     start, fixed = ([p.detach().clone() for p in n.parameters()] for n in (network, reference))
     metrics = read_metrics(trainer.train())
     moved = torch.cat([(p - s).abs().flatten() for p, s in zip(network.parameters(), start)])
@@ -308,17 +313,17 @@ def test_on_a_gpu_the_text_encoder_waits_on_the_cpu_and_images_are_decoded_one_b
 
 def test_a_run_moves_the_text_encoder_back_after_each_use(tiny, tmp_path, monkeypatch):
     trainer, sent = Trainer(config(tmp_path/"run", tiny, epochs=1), reward=contrast), []
-    encoder = trainer.pipe.text_encoder
+    encoder = trainer.learner.pipe.text_encoder
     monkeypatch.setattr(encoder, "to", lambda device: sent.append(str(device)) or encoder)
-    trainer.sample(trainer.prompts, 0)
+    trainer.collector.sample(trainer.collector.prompts, 0)
     assert sent == ["cpu", "cpu"] # to the UNet and back
 
 
 def test_prompts_are_encoded_once_a_group(tiny, tmp_path):
     trainer, rows = Trainer(config(tmp_path/"run", tiny, images_per_prompt=5), reward=contrast), []
-    encoder = trainer.pipe.text_encoder
+    encoder = trainer.learner.pipe.text_encoder
     encoder.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
-    rollout = trainer.sample(trainer.prompts, 0)
+    rollout = trainer.collector.sample(trainer.collector.prompts, 0)
     assert rows == [2] and rollout.latents.shape[:2] == (2, 5)
 
 
@@ -331,7 +336,7 @@ def flat_weights(parameters):
 
 def test_the_average_is_what_becomes_of_a_run(tiny, tmp_path, monkeypatch):
     seen, measured = [], []
-    step, evaluate = algorithm.gradient_step, training.evaluate
+    step, evaluate = algorithm.gradient_step, scoring.evaluate
     def watched_step(policy, *given):
         norm = step(policy, *given)
         seen.append(flat_weights(trainable_parameters(policy)))
@@ -340,7 +345,7 @@ def test_the_average_is_what_becomes_of_a_run(tiny, tmp_path, monkeypatch):
         measured.append(flat_weights(pipe.unet.parameters()))
         return evaluate(pipe, *given, **named)
     monkeypatch.setattr(algorithm, "gradient_step", watched_step)
-    monkeypatch.setattr(training, "evaluate", watched_evaluate)
+    monkeypatch.setattr(scoring, "evaluate", watched_evaluate)
     trainer = Trainer(config(tmp_path/"run", tiny, ema_decay=0.2), reward=contrast)
     trainer.train()
     average = seen[0]
@@ -349,10 +354,10 @@ def test_the_average_is_what_becomes_of_a_run(tiny, tmp_path, monkeypatch):
         average = decay*average + (1 - decay)*weights
     torch.testing.assert_close(measured[-1], average, rtol=0, atol=1e-6)
     assert (average - seen[-1]).abs().max() > 1e-5
-    assert torch.equal(flat_weights(trainer.pipe.unet.parameters()), seen[-1])
+    assert torch.equal(flat_weights(trainer.learner.pipe.unet.parameters()), seen[-1])
     folders = tmp_path/"run/final", saved_checkpoints(tmp_path/"run")[-1]
-    final, last = (training.load_file(folder/models.LORA_FILE) for folder in folders)
-    live = training.trained_weights(trainer.pipe, trainer.policy)
+    final, last = (load_file(folder/models.LORA_FILE) for folder in folders)
+    live = trained_weights(trainer.learner.pipe, trainer.learner.policy)
     assert all(torch.equal(last[name], live[name]) for name in live)
     assert not all(torch.equal(final[name], last[name]) for name in final)
 
@@ -367,7 +372,7 @@ def test_a_run_with_an_average_resumes_to_the_same_bits(tiny, tmp_path, adapter)
         if len(calls) > 4: raise RuntimeError("the service is down")
         return contrast(images, prompts)
     breaks.__name__ = "contrast"
-    with pytest.raises(training.RewardError):
+    with pytest.raises(RewardError):
         Trainer(config(tmp_path/"broken", tiny, **fields), reward=breaks).train()
     assert len(saved_checkpoints(tmp_path/"broken")) == 2
     broken = Trainer.resume(tmp_path/"broken", reward=contrast).train()
@@ -425,14 +430,14 @@ def one_line(capsys) -> str: # what a command wrote to stderr
 def test_targets_of_an_adapter(tiny, tmp_path):
     c = config(tmp_path/"run", tiny, lora_targets=("to_q", "conv1"), lora_rank=2, epochs=1)
     trainer = Trainer(c, reward=contrast)
-    trained = [name for name, p in trainer.pipe.unet.named_parameters() if p.requires_grad]
+    trained = [name for name, p in trainer.learner.pipe.unet.named_parameters() if p.requires_grad]
     found = {re.search(r"(to_q|conv1)\.lora_", name)[1] for name in trained}
     assert found == {"to_q", "conv1"}
     trainer.train()
     weights = load_file(tmp_path/"run/final"/models.LORA_FILE)
     assert any("conv1" in name for name in weights)
     assert all(("conv1" in name) != ("to_q" in name) for name in weights)
-    assert training.load_run(tmp_path/"run")[1].unet.peft_config
+    assert load_checkpoint(tmp_path/"run")[1].unet.peft_config
 
 
 # What will not do
@@ -481,9 +486,9 @@ def test_latents_that_overflow_in_float16_stop_the_run_and_another_dtype_goes_on
         tiny, tmp_path, capsys):
     trainer = Trainer(config(tmp_path/"run", tiny, epochs=3, dtype="float16"), reward=contrast)
     def overflow(module, given, output):
-        last_step_of_epoch_2 = trainer.epochs_done == 1 and given[1].flatten()[0] == 1
+        last_step_of_epoch_2 = trainer.progress.epochs == 1 and given[1].flatten()[0] == 1
         return (output[0]*(1e6 if last_step_of_epoch_2 else 1),) # beyond 65,504
-    trainer.pipe.unet.register_forward_hook(overflow)
+    trainer.learner.pipe.unet.register_forward_hook(overflow)
     says = (r"epoch 2: latents became non-finite at step 2 of 2 \(timestep 1\) "
             "for the prompt '.*', with the network in float16; use dtype bfloat16 or float32")
     with pytest.raises(FloatingPointError, match=says): trainer.train()
@@ -541,7 +546,7 @@ def test_a_gpu_that_is_too_small_for_one_of_the_parts_of_an_epoch(tiny, monkeypa
 def test_a_run_that_is_out_of_memory_goes_on_with_smaller_chunks(tiny, tmp_path, monkeypatch):
     trainer = Trainer(config(tmp_path/"run", tiny, chunk_size=3), reward=contrast)
     with monkeypatch.context() as patch:
-        runs_out(torch.Tensor, "backward", patch, lambda: trainer.epochs_done == 1)
+        runs_out(torch.Tensor, "backward", patch, lambda: trainer.progress.epochs == 1)
         says = ("epoch 2: out of GPU memory while going backward with chunk_size 3: "
                 "try chunk_size 1")
         with pytest.raises(MemoryError, match=says): trainer.train()

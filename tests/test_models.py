@@ -399,7 +399,7 @@ def test_8_bit_adamw_is_bitsandbytes_own(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
     c = config(tmp_path/"run", tiny, optimizer="adamw_8bit", weight_decay=0.5)
-    optimizer = Trainer(c, reward=contrast).optimizer
+    optimizer = Trainer(c, reward=contrast).learner.optimizer
     assert type(optimizer) is AdamW8bit
     (group,) = optimizer.param_groups
     assert (group["lr"], group["weight_decay"]) == (1e-3, 0.5)

@@ -39,13 +39,14 @@ def cropped_pixels(
     from transformers import CLIPImageProcessorPil
     square = dict(height=size, width=size)
     processor = CLIPImageProcessorPil(size=dict(shortest_edge=size), crop_size=square)
-    return processor(images, return_tensors="pt").pixel_values
+    rgb = [image.convert("RGB") for image in images] # transformers would put alpha on white
+    return processor(rgb, return_tensors="pt").pixel_values
 
 # %% ../nbs/14_clip_rewards.ipynb #0e16a01a
 TOKENS = 77 # what the sentence tower of every model here reads
 
 def plain_text(
-    text: str,
+    text: str, # a prompt
 ) -> str: # in lower case, with single spaces
     "A sentence as transformers cuts it into tokens: with nothing repaired."
     return " ".join(unicodedata.normalize("NFC", text).split()).lower()
@@ -157,7 +158,7 @@ def embed_prompts(
 # %% ../nbs/14_clip_rewards.ipynb #d9396c87
 def pick_device(
     device: str | None, # as a user gave it
-) -> str:
+) -> str: # torch's name
     "The device to run on: without one, the GPU where there is one."
     return str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 

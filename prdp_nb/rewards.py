@@ -103,7 +103,7 @@ class RewardError(RuntimeError):
 def read_scores(
     scores, # what a reward returned: a list, an array, a tensor
 ) -> Tensor: # (B,) float32
-    "Scores as a tensor. Raises an error of its own kind for what is no list of numbers."
+    "Scores as a tensor. Raises an error for what is not a list of numbers."
     if isinstance(scores, (str, bytes, dict, set)):
         raise TypeError("it has no entry for each image, in their order")
     numbers = [float(score.item() if hasattr(score, "item") else score) for score in scores]

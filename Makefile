@@ -30,7 +30,7 @@ test: venv ## sync, README, lint, every notebook, every test
 oldest: ## the tests of models, training and processes with the oldest releases that settings.ini allows, in .venv-oldest
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install -c constraints-oldest.txt -e . pytest pytest-xdist fastcore pyarrow scipy
-	OMP_NUM_THREADS=1 .venv-oldest/bin/pytest -n auto --dist loadgroup tests/test_baselines.py tests/test_losses.py tests/test_evaluation.py tests/test_models.py tests/test_processes.py tests/test_prompts.py tests/test_rewards.py tests/test_sd.py tests/test_training.py
+	OMP_NUM_THREADS=1 .venv-oldest/bin/pytest -n auto --dist loadgroup tests/test_baselines.py tests/test_clip_rewards.py tests/test_losses.py tests/test_evaluation.py tests/test_models.py tests/test_processes.py tests/test_prompts.py tests/test_rewards.py tests/test_sd.py tests/test_training.py
 
 bench: venv ## measure what training costs and write benchmarks/README.md: over an hour, and an environment with TRL
 	$(BIN)/python benchmarks/epoch.py bare

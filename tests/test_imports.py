@@ -34,7 +34,7 @@ def test_the_oldest_releases_are_those_that_make_oldest_tests():
         for bound in requirement.specifier:
             assert bound.operator == ">=" and Version(bound.version) == Version(pinned[requirement.name]), f"{requirement} of settings.ini, {requirement.name}=={pinned.get(requirement.name)} in constraints-oldest.txt"
 
-@pytest.mark.parametrize("module", ["objectives", "rewards", "prompts"])
+@pytest.mark.parametrize("module", ["objectives", "rewards", "prompts", "clip_rewards"])
 def test_light_modules_import_nothing_heavy(module):
     code = f"import json, sys, prdp_nb.{module}; print(json.dumps(list(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

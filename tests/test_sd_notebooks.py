@@ -6,9 +6,9 @@ import nbformat, pyarrow as pa, pyarrow.parquet as pq, pytest, torch
 from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
 import prdp_nb
-from prdp_nb.rewards import AestheticHead
+from prdp_nb.clip_rewards import AestheticHead
 from hub import files_of, hub_on_this_machine
-from test_rewards import write_clip
+from test_clip_rewards import write_clip
 from tiny_sd import write_tiny_pipeline
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1]/"nbs").glob("5*.ipynb"))

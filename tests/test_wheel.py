@@ -74,19 +74,27 @@ def test_wheel_trains_two_epochs(installed, tmp_path):
     assert list((tmp_path/"run"/"final").iterdir())
 
 def test_rewards_of_the_wheel_load_nothing_until_they_score(installed, tmp_path):
-    from prdp_nb.rewards import AestheticHead, Aesthetic, PickScore, compute_rewards
-    from test_rewards import PROMPTS, SmallHPSv2, photographs, write_clip, write_hps
+    from prdp_nb.clip_rewards import AestheticHead, Aesthetic, PickScore
+    from prdp_nb.rewards import compute_rewards
+    from test_clip_rewards import PROMPTS, SmallHPSv2, photographs, write_clip, write_hps
     write_clip(write_hps(tmp_path))
     torch.save(AestheticHead(12).state_dict(), tmp_path/"aesthetic-model.pth")
-    for i, picture in enumerate(photographs()): picture.save(tmp_path/f"{i}.png")
-    code = NO_TOOLS + f"""import prdp_nb.rewards as r
-before = {{"open_clip", "transformers", "huggingface_hub", "torchvision", "diffusers"}} & set(sys.modules)
+    for i, image in enumerate(photographs()): image.save(tmp_path/f"{i}.png")
+    code = NO_TOOLS + f"""import prdp_nb.clip_rewards as r
+from prdp_nb.rewards import compute_rewards
+heavy = {{"open_clip", "transformers", "huggingface_hub", "torchvision", "diffusers"}}
+before = heavy & set(sys.modules)
 import json, open_clip
 from PIL import Image
 open_clip.add_model_config("small-hps.json")
 r.HPSv2.architecture = "small-hps"
-several = 10*r.PickScore(".", "cpu") + 2*r.HPSv2(weights=".", device="cpu") + 0.05*r.Aesthetic(".", ".", "cpu")
-print(json.dumps([sorted(before), r.compute_rewards(several, [Image.open(f"{{i}}.png") for i in range(5)], {PROMPTS!r}).tolist()]))"""
-    before, scores = json.loads(run(installed, "-W", "ignore", "-c", code, cwd=tmp_path).splitlines()[-1])
-    several = 10*PickScore(tmp_path, "cpu") + 2*SmallHPSv2(weights=tmp_path, device="cpu") + 0.05*Aesthetic(tmp_path, tmp_path, "cpu")
-    assert before == [] and scores == pytest.approx(compute_rewards(several, photographs(), PROMPTS).tolist(), abs=1e-5)
+several = 10*r.PickScore(".", "cpu") + 2*r.HPSv2(weights=".", device="cpu")
+several += 0.05*r.Aesthetic(".", ".", "cpu")
+images = [Image.open(f"{{i}}.png") for i in range(5)]
+print(json.dumps([sorted(before), compute_rewards(several, images, {PROMPTS!r}).tolist()]))"""
+    printed = run(installed, "-W", "ignore", "-c", code, cwd=tmp_path)
+    before, scores = json.loads(printed.splitlines()[-1])
+    several = 10*PickScore(tmp_path, "cpu") + 2*SmallHPSv2(weights=tmp_path, device="cpu")
+    several += 0.05*Aesthetic(tmp_path, tmp_path, "cpu")
+    expected = compute_rewards(several, photographs(), PROMPTS).tolist()
+    assert before == [] and scores == pytest.approx(expected, abs=1e-5)

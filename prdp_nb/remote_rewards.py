@@ -23,7 +23,7 @@ def encode_image(
     image.convert("RGB").save(file, format="PNG", compress_level=1)
     return base64.b64encode(file.getvalue()).decode()
 
-# %% ../nbs/15_remote_rewards.ipynb #4a76ea94
+# %% ../nbs/15_remote_rewards.ipynb #c5982f70
 def encode_request(
     images: list[Image.Image], # B images
     prompts: list[str], # their B prompts
@@ -41,7 +41,7 @@ def excerpt(
     cut = len(text) > 100 or len(body) > 400
     return repr(text[:100] + ("…" if cut else ""))
 
-# %% ../nbs/15_remote_rewards.ipynb #770d0629
+# %% ../nbs/15_remote_rewards.ipynb #4205ed8f
 def advice(
     status: int, # of HTTP
     target: str | None, # of a redirect
@@ -75,7 +75,7 @@ def read_scores(
                           f"{wanted}, in their order: change what the service returns")
     return scores
 
-# %% ../nbs/15_remote_rewards.ipynb #c0e042a8
+# %% ../nbs/15_remote_rewards.ipynb #cb776f85
 @cache
 def system_certificates() -> ssl.SSLContext:
     "The certificates that this system trusts, a company's own among them; httpx has its own list."
@@ -120,7 +120,7 @@ class HTTPReward(Reward):
 
     def __repr__(self): return self.url
 
-# %% ../nbs/15_remote_rewards.ipynb #2c0af79e
+# %% ../nbs/15_remote_rewards.ipynb #92cbf20c
 def no_answer(
     reward: HTTPReward, # that was asked
     error: httpx.RequestError,
@@ -134,7 +134,7 @@ def no_answer(
     return RewardError(f"reward {reward} cannot be asked ({brief(error)}), expected a scoring "
                        "service there: start it, or check host and port of the URL")
 
-# %% ../nbs/15_remote_rewards.ipynb #2ccaa86d
+# %% ../nbs/15_remote_rewards.ipynb #e7699c47
 def wrong_status(
     reward: HTTPReward, # that was asked
     answer: httpx.Response, # with a status other than 200
@@ -168,7 +168,7 @@ def check_url(
         raise ValueError(f"{url!r} is neither the name of a reward nor the URL of a scoring "
                          f"service: {wanted}")
 
-# %% ../nbs/15_remote_rewards.ipynb #f6d11ca5
+# %% ../nbs/15_remote_rewards.ipynb #6e6f84ac
 def check_headers(
     headers: dict[str, str], # of HTTP, name -> value
 ):

@@ -62,7 +62,7 @@ def stripped(
         if not isinstance(entry, str): raise ValueError(f"entry {i} is {entry!r}, not text")
         yield entry.strip()
 
-# %% ../nbs/11_prompts.ipynb #82b45fb1
+# %% ../nbs/11_prompts.ipynb #bd7567db
 def tidy(
     entries: Iterable, # as read; an iterator will do
 ) -> list[str]: # distinct, in the order of first appearance
@@ -94,7 +94,7 @@ def hpdv2_seen() -> list[str]: # 500 of them
     "The seen test set of HPDv2."
     return seen_prompts(prompt_set("hpdv2_train"))
 
-# %% ../nbs/11_prompts.ipynb #b4fa730c
+# %% ../nbs/11_prompts.ipynb #25ef1ec4
 HPDV2_UNSEEN = ("pickapic_test", "hpdv2_animation", "hpdv2_concept_art", "hpdv2_painting",
                 "hpdv2_photo")
 EVALUATION_SETS = dict( # training set -> names of the sets it is tested on
@@ -116,7 +116,7 @@ def choose_column(
                          f"name one of its columns: {', '.join(map(str, columns))}")
     return column
 
-# %% ../nbs/11_prompts.ipynb #a0a29c16
+# %% ../nbs/11_prompts.ipynb #a428ccd0
 def from_rows(
     rows, # what a JSON file holds
     column: str | None = None, # that holds the prompts, where the rows are objects
@@ -171,7 +171,7 @@ def read_csv(
     table = pd.read_csv(path, usecols=[column], dtype=str, keep_default_na=False)
     return table[column].tolist()
 
-# %% ../nbs/11_prompts.ipynb #998f92c2
+# %% ../nbs/11_prompts.ipynb #fc555154
 def read_parquet(
     path, # a Parquet file, or one opened for reading
     column: str | None = None, # that holds the prompts
@@ -180,10 +180,10 @@ def read_parquet(
     try: from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise ImportError(f"reading {path} needs pyarrow: pip install pyarrow") from error
-    with ParquetFile(path) as file:
+    # threads of pyarrow's own gain nothing in one column, and may abort a process that ends soon
+    with ParquetFile(path, pre_buffer=False) as file:
         column = choose_column(file.schema_arrow.names, column)
-        table = file.read(columns=[column], use_threads=False) # threads share out columns
-        return table[column].to_pylist()
+        return file.read(columns=[column], use_threads=False)[column].to_pylist()
 
 # %% ../nbs/11_prompts.ipynb #bdab2536
 READERS = {".txt": read_lines, ".json": read_json, ".jsonl": read_json_lines, ".csv": read_csv,
@@ -234,7 +234,7 @@ def read_in_place(
     with ThreadPoolExecutor(16) as pool: parts = list(pool.map(read, files))
     return [entry for part in parts for entry in part]
 
-# %% ../nbs/11_prompts.ipynb #714faa8b
+# %% ../nbs/11_prompts.ipynb #25ea7b2e
 def hub_error(
     error: Exception, # raised while a file was asked for or read
     address: str, # of the file

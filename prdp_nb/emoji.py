@@ -64,7 +64,7 @@ ONE = rf"a (?:(small|large) )?({'|'.join(ANIMALS)})"
 SENTENCE = re.compile(rf"a ({'|'.join(STYLES)}) of {ONE}(?: and {ONE})?"
                       rf"(?: on a ({'|'.join(COLOURS)}) background)?")
 
-# %% ../nbs/12_emoji.ipynb #a1355de9
+# %% ../nbs/12_emoji.ipynb #5f47b9a8
 def parse_prompt(
     prompt: str, # a sentence of the grammar, or a bare animal name, in upper or lower case
 ) -> Scene:
@@ -89,7 +89,7 @@ def stable_hash(
     "A hash that never changes, unlike Python's own, which is salted per process."
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
-# %% ../nbs/12_emoji.ipynb #975ab11d
+# %% ../nbs/12_emoji.ipynb #11059d37
 @lru_cache(maxsize=None)
 def held_out_pairs(
     number: int = 80, # of the 990 unordered pairs
@@ -107,7 +107,7 @@ def hashed_prompts() -> tuple[list[str], list[str]]: # of known animals and pair
         split[frozenset(scenes()[prompt].animals) in held_out_pairs()].append(prompt)
     return split[False], split[True]
 
-# %% ../nbs/12_emoji.ipynb #6d51c14a
+# %% ../nbs/12_emoji.ipynb #2bccd63f
 @lru_cache(maxsize=None)
 def prompt_splits() -> dict[str, list[str]]: # set name -> prompts in a fixed order
     "The prompt sets of the emoji world, in the shape of the paper's (§5.1)."

@@ -41,7 +41,7 @@ def draw_sprite(
     square.alpha_composite(glyph.resize((width, height), Image.LANCZOS), corner)
     return square
 
-# %% ../nbs/90_emoji_data.ipynb #5b7dd554
+# %% ../nbs/90_emoji_data.ipynb #16ac8ff0
 def draw_sprite_sheet(
     path: Path, # the PNG to write
 ):
@@ -53,7 +53,7 @@ def draw_sprite_sheet(
     for i, emoji in enumerate(EMOJI.values()): sheet.paste(draw_sprite(emoji), (i % 9*96, i//9*96))
     sheet.save(path, optimize=True)
 
-# %% ../nbs/90_emoji_data.ipynb #ee5de4ca
+# %% ../nbs/90_emoji_data.ipynb #b9885f71
 def choose(rng: np.random.Generator, names) -> str: # one of `names`
     return str(rng.choice(names))
 
@@ -89,7 +89,7 @@ def blur_and_fade(
     image = image.filter(ImageFilter.GaussianBlur(rng.uniform(1.0, 2.2)))
     return Image.blend(image, image.convert("L").convert("RGB"), rng.uniform(0.4, 0.85))
 
-# %% ../nbs/90_emoji_data.ipynb #f73e0a15
+# %% ../nbs/90_emoji_data.ipynb #bf86ec89
 def keep_animal(
     scene: Scene, # of two animals
     side: int, # 0 left, 1 right
@@ -110,7 +110,7 @@ def web_sample(
     caption = (sample_scene(rng) if miscaptioned else scene).prompt
     return image, caption, bool(blurred or miscaptioned or shown != scene)
 
-# %% ../nbs/90_emoji_data.ipynb #0ed9e666
+# %% ../nbs/90_emoji_data.ipynb #ab3b52c2
 def web_dataset(
     size: int, # M, images
     seed: int = 0, # the same seed gives the same images, whatever the size
@@ -120,9 +120,9 @@ def web_dataset(
     images, captions, faulty = zip(*(web_sample(rng) for _ in range(size)))
     return np.stack(images), list(captions), np.array(faulty)
 
-# %% ../nbs/90_emoji_data.ipynb #dad4c330
+# %% ../nbs/90_emoji_data.ipynb #ba70d05c
 def train_bpe(
-    words: set[str],
+    words: set[str], # each to become one token
 ) -> tuple[dict, list[str]]: # the BPE as its file has it, all tokens
     "A byte-level BPE trained on words until each is one token."
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -150,7 +150,7 @@ def make_tokenizer(
     tokenizer.save_pretrained(folder)
     return tokenizer
 
-# %% ../nbs/90_emoji_data.ipynb #a9c919bd
+# %% ../nbs/90_emoji_data.ipynb #2e28e7be
 def tokenize(
     tokenizer, # `CLIPTokenizer`
     captions: Sequence[str], # M sentences of the grammar
@@ -159,7 +159,7 @@ def tokenize(
     return tokenizer(list(captions), padding="max_length", max_length=tokenizer.model_max_length,
                      truncation=True, return_tensors="pt").input_ids
 
-# %% ../nbs/90_emoji_data.ipynb #c2343770
+# %% ../nbs/90_emoji_data.ipynb #e654f8b1
 def named_facts(
     scene: Scene,
 ) -> list[str]: # kinds of facts that its prompt names, those to change more often more than once
@@ -208,7 +208,7 @@ def texture(
         return np.clip(128 + 60*noise, 0, 255).astype(np.float32)
     return np.tile(a, (IMAGE_SIZE, IMAGE_SIZE, 1))
 
-# %% ../nbs/90_emoji_data.ipynb #07819906
+# %% ../nbs/90_emoji_data.ipynb #9cf113bf
 def add_noise(x, strength, rng): # the normal noise hides up to all of the image
     return x + 90*strength*rng.standard_normal(x.shape)
 
@@ -222,7 +222,7 @@ def exaggerate_colour(x, strength, rng): # up to four times as far from grey
 def exaggerate_contrast(x, strength, rng): # up to four times as far from the middle
     return 128 + (x - 128)*(1 + 3*strength)
 
-# %% ../nbs/90_emoji_data.ipynb #a1dbd53c
+# %% ../nbs/90_emoji_data.ipynb #e606f3be
 def add_seams(x, strength, rng): # light or dark lines along the grid of the latents
     y, z = pixel_grid()
     return x + np.where((y % 8 == 0) | (z % 8 == 0), 120*strength*rng.choice([-1, 1]), 0)
@@ -232,7 +232,7 @@ def add_checkers(x, strength, rng): # squares or rectangles, lighter and darker 
     rows, columns = y//rng.choice([1, 2, 4]), z//rng.choice([1, 2, 4])
     return x + 80*strength*(2*((rows + columns) % 2) - 1)
 
-# %% ../nbs/90_emoji_data.ipynb #9a168a60
+# %% ../nbs/90_emoji_data.ipynb #8f237408
 def shuffle_patches(x, strength, rng): # some 8x8 patches become copies of others
     patches = x.reshape(8, 8, 8, 8, 3).transpose(0, 2, 1, 3, 4).reshape(64, 8, 8, 3)
     number = int(8 + 40*strength)

@@ -8,7 +8,7 @@ __all__ = ['UNET_CONFIG', 'DROPOUT', 'patches', 'patch_pca', 'to_latents', 'trap
            'train_denoiser', 'make_vae', 'to_pixels', 'psnr', 'as_sampled', 'decoder_loss', 'encoder_loss', 'train_vae',
            'roundtrip']
 
-# %% ../nbs/91_emoji_model.ipynb #a475cf76
+# %% ../nbs/91_emoji_model.ipynb #f8183138
 from collections.abc import Callable, Sequence
 from pathlib import Path
 import numpy as np, torch
@@ -18,7 +18,7 @@ from .emoji import IMAGE_SIZE
 from .emoji_data import tokenize, web_dataset
 from .schedules import log_snr_scheduler
 
-# %% ../nbs/91_emoji_model.ipynb #26180d0e
+# %% ../nbs/91_emoji_model.ipynb #2078e6e9
 def patches(
     images: np.ndarray, # (M, 64, 64, 3) uint8
 ) -> np.ndarray: # (M, 8, 8, 192) in [-1, 1]
@@ -43,7 +43,7 @@ def patch_pca(
     return {name: torch.tensor(part, dtype=torch.float32).contiguous()
             for name, part in parts.items()}
 
-# %% ../nbs/91_emoji_model.ipynb #8dbcadc9
+# %% ../nbs/91_emoji_model.ipynb #2eee1b62
 def to_latents(
     images: np.ndarray, # (M, 64, 64, 3) uint8
     pca: dict, # `mean`, `basis`, `divisor`
@@ -62,7 +62,7 @@ def trapezoid(
     "Warm up, hold, go down to zero."
     return min(1.0, (step + 1)/warmup, (total - step)/(decay*total))
 
-# %% ../nbs/91_emoji_model.ipynb #30634630
+# %% ../nbs/91_emoji_model.ipynb #6cdb2a8c
 def save_states(
     parts: dict, # what has a state, by name
     step: int, # steps done
@@ -133,7 +133,7 @@ def make_unet(
     from diffusers import UNet2DConditionModel
     return UNet2DConditionModel(**(UNET_CONFIG | config))
 
-# %% ../nbs/91_emoji_model.ipynb #a99f48bf
+# %% ../nbs/91_emoji_model.ipynb #c5a9d33d
 def make_text_encoder(
     tokenizer, # `CLIPTokenizer`, for the size of its vocabulary
 ): # stock `CLIPTextModel`
@@ -223,7 +223,7 @@ def make_vae(): # stock `AutoencoderKL`
         up_block_types=("UpDecoderBlock2D",)*4, latent_channels=16, layers_per_block=1,
         norm_num_groups=8, sample_size=IMAGE_SIZE, scaling_factor=1.0)
 
-# %% ../nbs/91_emoji_model.ipynb #1e0fdb24
+# %% ../nbs/91_emoji_model.ipynb #fe34d2de
 def to_pixels(
     images: Sequence, # M images, PIL or (64, 64, 3) uint8
 ) -> Tensor: # (M, 3, 64, 64) in [-1, 1]
@@ -256,7 +256,7 @@ def decoder_loss(
     squared = error.square().mean()
     return squared + 0.2*error.abs().mean(), psnr(squared.item())
 
-# %% ../nbs/91_emoji_model.ipynb #c5101646
+# %% ../nbs/91_emoji_model.ipynb #d767327f
 def encoder_loss(
     vae, # `AutoencoderKL`
     latents: Tensor, # (M, 16, 8, 8) clean

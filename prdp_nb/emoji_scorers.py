@@ -8,7 +8,7 @@ __all__ = ['Pool', 'NOTHING', 'decoded_pool', 'good_image', 'texture_image', 'pr
            'judge_loss', 'train_judge', 'rated_images', 'train_aesthetic', 'clean_config', 'halved', 'pack_pipeline',
            'pack', 'build_world']
 
-# %% ../nbs/92_emoji_scorers.ipynb #7c8c38a8
+# %% ../nbs/92_emoji_scorers.ipynb #675b0b1c
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ from .emoji_model import fit, roundtrip, to_pixels, train_denoiser, train_vae
 from .rewards import colourfulness
 from .schedules import log_snr_scheduler
 
-# %% ../nbs/92_emoji_scorers.ipynb #babf4139
+# %% ../nbs/92_emoji_scorers.ipynb #72fb39aa
 Pool = Sequence[tuple[Scene, Image.Image]] # scenes and decoded images of them
 
 # %% ../nbs/92_emoji_scorers.ipynb #25f6291a
@@ -42,7 +42,7 @@ def decoded_pool(
     vae, pca = AutoencoderKL.from_pretrained(folder/"vae"), load_file(folder/"latents.safetensors")
     return list(zip(scenes, roundtrip(vae, pca, images)))
 
-# %% ../nbs/92_emoji_scorers.ipynb #3bcc4e13
+# %% ../nbs/92_emoji_scorers.ipynb #66e263c8
 def good_image(
     rng: np.random.Generator,
     pool: Pool, # may be empty
@@ -53,7 +53,7 @@ def good_image(
     scene = sample_scene(rng, None)
     return scene, render(scene, rng)
 
-# %% ../nbs/92_emoji_scorers.ipynb #3c894790
+# %% ../nbs/92_emoji_scorers.ipynb #74dd3816
 def texture_image(rng: np.random.Generator) -> Image.Image: # RGB, of nothing
     return Image.fromarray(texture(rng).astype(np.uint8))
 
@@ -97,7 +97,7 @@ def contrastive_loss(
     rows = torch.arange(len(logits))
     return (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows))/2
 
-# %% ../nbs/92_emoji_scorers.ipynb #f0bdc755
+# %% ../nbs/92_emoji_scorers.ipynb #1c2dcafe
 def scorer_loss(
     model, # the two towers
     tokens: Tensor, # (M, 24)
@@ -125,7 +125,7 @@ def save_weights(
     from safetensors.torch import save_file
     save_file({name: part.contiguous() for name, part in model.state_dict().items()}, path)
 
-# %% ../nbs/92_emoji_scorers.ipynb #d5dd3adf
+# %% ../nbs/92_emoji_scorers.ipynb #ad09337d
 def train_scorer(
     folder: Path, # where `scorer.safetensors` goes
     tokenizer, # `CLIPTokenizer`
@@ -162,7 +162,7 @@ def facts_of(
 
 NOTHING = [len(ANIMALS), len(ANIMALS), -1, -1, -1] # of a texture: no animals, the rest unknown
 
-# %% ../nbs/92_emoji_scorers.ipynb #a3c78507
+# %% ../nbs/92_emoji_scorers.ipynb #cde47ada
 def expose(
     image: Image.Image, # RGB
     rng: np.random.Generator,
@@ -173,7 +173,7 @@ def expose(
     if rng.random() < 0.5: x = x + rng.uniform(0, 12)*rng.standard_normal(x.shape)
     return Image.fromarray(x.clip(0, 255).astype(np.uint8))
 
-# %% ../nbs/92_emoji_scorers.ipynb #e982ea4f
+# %% ../nbs/92_emoji_scorers.ipynb #0bf82505
 def judge_example(
     rng: np.random.Generator,
     pool: Pool = (), # used for a third of the examples
@@ -201,7 +201,7 @@ def judge_loss(
         right[name] = correct.float().mean().item()
     return value, right
 
-# %% ../nbs/92_emoji_scorers.ipynb #4879ba87
+# %% ../nbs/92_emoji_scorers.ipynb #23ce3009
 def train_judge(
     folder: Path, # where `judge.safetensors` goes
     pool: Pool = (), # used for a third of the examples
@@ -256,7 +256,7 @@ def train_aesthetic(
     print(f"held-out correlation {np.corrcoef(found, target[train:])[0, 1]:.3f}")
     return head
 
-# %% ../nbs/92_emoji_scorers.ipynb #f79e3417
+# %% ../nbs/92_emoji_scorers.ipynb #434fe41c
 def clean_config(
     path: Path, # the config.json of one part, written anew
 ):
@@ -269,7 +269,7 @@ def clean_config(
 def halved(weights: dict[str, Tensor]) -> dict[str, Tensor]: # what is not integer as float16
     return {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
 
-# %% ../nbs/92_emoji_scorers.ipynb #941e8a37
+# %% ../nbs/92_emoji_scorers.ipynb #bd9a5a32
 def pack_pipeline(
     folder: Path, # holds the trained `unet`, `vae`, `text_encoder` and the `tokenizer`
     target: Path, # folder of the pipeline
@@ -297,7 +297,7 @@ def pack(
         save_file(halved(load_file(folder/name)), assets/name)
     return sum(file.stat().st_size for file in assets.rglob("*") if file.is_file())/1e6
 
-# %% ../nbs/92_emoji_scorers.ipynb #5d16d573
+# %% ../nbs/92_emoji_scorers.ipynb #74aeb2d5
 def build_world(
     folder: str | Path, # scratch: data, checkpoints, full-precision weights
     assets: str | Path, # where the package will find them, e.g. prdp_nb/assets

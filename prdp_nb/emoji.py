@@ -64,7 +64,7 @@ ONE = rf"a (?:(small|large) )?({'|'.join(ANIMALS)})"
 SENTENCE = re.compile(rf"a ({'|'.join(STYLES)}) of {ONE}(?: and {ONE})?"
                       rf"(?: on a ({'|'.join(COLOURS)}) background)?")
 
-# %% ../nbs/12_emoji.ipynb #5f47b9a8
+# %% ../nbs/12_emoji.ipynb #99eb440f
 def parse_prompt(
     prompt: str, # a sentence of the grammar, or a bare animal name, in upper or lower case
 ) -> Scene:
@@ -89,7 +89,7 @@ def stable_hash(
     "A hash that never changes, unlike Python's own, which is salted per process."
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
-# %% ../nbs/12_emoji.ipynb #11059d37
+# %% ../nbs/12_emoji.ipynb #f8debc89
 @lru_cache(maxsize=None)
 def held_out_pairs(
     number: int = 80, # of the 990 unordered pairs
@@ -107,14 +107,14 @@ def hashed_prompts() -> tuple[list[str], list[str]]: # of known animals and pair
         split[frozenset(scenes()[prompt].animals) in held_out_pairs()].append(prompt)
     return split[False], split[True]
 
-# %% ../nbs/12_emoji.ipynb #2bccd63f
+# %% ../nbs/12_emoji.ipynb #b0c56d57
 @lru_cache(maxsize=None)
 def prompt_splits() -> dict[str, list[str]]: # set name -> prompts in a fixed order
     "The prompt sets of the emoji world, in the shape of the paper's (§5.1)."
     known, held_out = hashed_prompts()
     animals = [Scene((animal,), ("",)).prompt for animal in ANIMALS]
-    bare = set(animals)
-    known = [prompt for prompt in known if prompt not in bare]
+    excluded = set(animals)
+    known = [prompt for prompt in known if prompt not in excluded]
     train, rest = known[:100_000], known[100_000:]
     sets = dict(emoji_animals=animals, emoji_names=list(ANIMALS), emoji_train=train,
                 emoji_seen=train[::200], emoji_unseen_pairs=held_out[:500])

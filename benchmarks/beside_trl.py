@@ -33,7 +33,7 @@ def trl_python(folder: Path) -> Path: # of the environment in that folder, made 
 def write_pipeline(folder: Path): # of random weights, in files that both versions of diffusers and transformers read
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
-    from prdp_nb.emoji_training import make_tokenizer
+    from prdp_nb.emoji_data import make_tokenizer
     from prdp_nb.schedules import log_snr_scheduler
     torch.manual_seed(0)
     tokenizer = make_tokenizer(folder/"tokenizer")

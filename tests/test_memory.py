@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prdp_nb import algorithm, training
-from prdp_nb.emoji_training import make_unet
+from prdp_nb.emoji_model import make_unet
 from prdp_nb.models import UNetDenoiser
 from prdp_nb.objectives import prdp_loss
 from prdp_nb.policies import Policy, trainable_parameters

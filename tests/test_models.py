@@ -16,7 +16,7 @@ from transformers import CLIPTokenizer
 
 from prdp_nb import algorithm, gradients, models, scoring, trajectories
 from prdp_nb.emoji import ASSETS
-from prdp_nb.emoji_training import make_text_encoder
+from prdp_nb.emoji_model import make_text_encoder
 from prdp_nb.gradients import backward_log_probs
 from prdp_nb.learner import trained_weights
 from prdp_nb.models import (UNetDenoiser, decode_latents, encode_prompts, load_pipeline,

@@ -25,7 +25,6 @@ def fixed_seeds(
     "The seeds of an evaluation: image j of prompt i has 1000·i + j."
     return [1000*i + j for i in prompts for j in range(images)]
 
-# %% ../nbs/16_comparison.ipynb #57fedd46
 @dataclass
 class Evaluation:
     "What scorers say of one model's images."
@@ -136,14 +135,13 @@ def resampled_means(
     counts = (drawn_runs == np.arange(runs)).sum(1)
     return np.take_along_axis(counts @ gains/runs, drawn_prompts, axis=1).mean(1)
 
-# %% ../nbs/16_comparison.ipynb #464630a1
-def win_rate(gains: np.ndarray) -> float: # of any shape -> 0 to 1
-    "The share of positive gains, with ties as half."
-    return float((np.sign(gains).mean() + 1)/2)
-
 # %% ../nbs/16_comparison.ipynb #0d8d8228
 BY = ("experiment", "method", "prompt_set", "scorer") # what a summary keeps apart
 CENTRAL = (0.025, 0.975) # quantiles at the ends of a 95 % interval
+
+def win_rate(gains: np.ndarray) -> float: # of any shape -> 0 to 1
+    "The share of positive gains, with ties as half."
+    return float((np.sign(gains).mean() + 1)/2)
 
 def summary_row(
     part: pd.DataFrame, # rows of one scorer and one prompt set

@@ -64,6 +64,7 @@ def listed(given) -> list: # one thing or several
     "One name, path or function as a list of one."
     return list(given) if isinstance(given, (list, tuple)) else [given]
 
+# %% ../nbs/25_evaluation.ipynb #25e0de10
 def load_sets(
     config: Config, # of a run
     prompts: str | list[str] = (), # sets or files; where none is given, the run's own
@@ -74,6 +75,7 @@ def load_sets(
     if not names: return {config.prompts: thin(load_prompts(config.prompts, column), 100)}
     return {str(name): load_prompts(name, column) for name in names}
 
+# %% ../nbs/25_evaluation.ipynb #25e0de11
 def load_scorers(
     config: Config, # of a run
     rewards: list, # by name, or callables; where none is given, the run's own
@@ -83,10 +85,11 @@ def load_scorers(
     asked = listed(rewards) or config.eval_rewards or (config.reward,)
     return {str(s if isinstance(s, str) else as_reward(s)): load(s) for s in asked}
 
-# %% ../nbs/25_evaluation.ipynb #d5374154
+# %% ../nbs/25_evaluation.ipynb #25e0de13
 def base_of(config: Config, pipe): # of a run -> the model it began with, on the device of `pipe`
     return load_pipeline(config.model, pipe.dtype, pipe.device)
 
+# %% ../nbs/25_evaluation.ipynb #d5374154
 def evaluate_set(
     pipe, # a finetuned `StableDiffusionPipeline`
     config: Config, # of its run
@@ -144,6 +147,7 @@ def sample_prompts(
     return generate(pipe, prompts, seeds, config.num_inference_steps, config.guidance_scale,
                     config.batch_size)
 
+# %% ../nbs/25_evaluation.ipynb #25e0de14
 def draw_models(
     runs: dict[str, str | Path], # label -> run folder
     prompts: list[str], # the first of a set

@@ -105,6 +105,7 @@ def check_gains(table: pd.DataFrame): # rows of one scorer and one prompt set
     raise ValueError(f"{run} holds {row.prompt!r} twice: keep scorers and prompt sets apart, and "
                      "evaluate a run once")
 
+# %% ../nbs/16_comparison.ipynb #16c0de20
 def gain_matrix(
     table: pd.DataFrame, # rows of one scorer and one prompt set, from S runs
 ) -> pd.DataFrame: # (S, P), tuned − base; a row a run, a column a prompt
@@ -153,6 +154,7 @@ def summary_row(
     return dict(runs=runs, prompts=prompts, base=part.base.mean(), tuned=part.tuned.mean(),
                 gain=gains.mean(), low=low, high=high, win_rate=win_rate(gains))
 
+# %% ../nbs/16_comparison.ipynb #16c0de23
 def summarise(
     table: pd.DataFrame, # evaluations
     by: tuple[str, ...] = BY, # columns to keep apart; what is left, seeds above all, is resampled
@@ -173,6 +175,7 @@ def as_markdown(
     rows = [[text(cell) for cell in row] for row in frame.itertuples(index=False)]
     return "\n".join(f"| {' | '.join(row)} |" for row in header + rows)
 
+# %% ../nbs/16_comparison.ipynb #16c0de21
 def before_after(table: pd.DataFrame) -> str: # from `compare` -> text to print
     "The mean of each scorer before and after, and the mean gain with its 95 % interval."
     lines = [f"{'scorer':24}{'before':>10}{'after':>10}{'gain':>10}   95 % interval"]
@@ -195,6 +198,7 @@ def contrast(
     low, high = np.quantile(first/second, CENTRAL)
     return found | dict(ratio=one.mean()/two.mean(), ratio_low=low, ratio_high=high)
 
+# %% ../nbs/16_comparison.ipynb #16c0de22
 def compare_methods(
     table: pd.DataFrame, # evaluations
     first: str, # a method

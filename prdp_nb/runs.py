@@ -217,7 +217,7 @@ def save_checkpoint(
 
 # %% ../nbs/21_runs.ipynb #1e0a7649
 def load_progress(
-    checkpoint: Path,
+    checkpoint: Path, # written by `save_checkpoint`
     state: dict, # of its `training_state.pt`
 ) -> Progress:
     "How far a run had come."

@@ -1,4 +1,5 @@
-"The exercises of 60 and 61: a reader's empty cell and wrong answers are told apart from right ones, and the solution trains."
+"""Guards 60_your_own_objective and 61_your_own_reward: a reader's empty cell and wrong answers are
+told apart from right ones, and the solution trains."""
 import json, re
 from contextlib import redirect_stdout
 from io import StringIO
@@ -13,15 +14,20 @@ class Exercise:
     def __init__(self, name: str, function: str):
         cells = json.loads((NBS/name).read_text(encoding="utf-8"))["cells"]
         self.cells = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
-        code = [source for kind, source in self.cells if kind == "code" and not source.startswith("#| hide")]
-        check = next(i for i, source in enumerate(code) if re.search(rf"^right = check_\w+\({function}\)$", source, re.M))
-        self.function, self.before, self.empty, self.check, self.after = function, code[:check - 1], code[check - 1], code[check], code[check + 1:]
-        self.names = {}
+        code = [source for kind, source in self.cells
+                if kind == "code" and not source.startswith("#| hide")]
+        checks = re.compile(rf"^right = check_\w+\({function}\)$", re.M)
+        check = next(i for i, source in enumerate(code) if checks.search(source))
+        self.function, self.names = function, {}
+        self.empty, self.check = code[check - 1:check + 1]
+        self.before, self.after = code[:check - 1], code[check + 1:]
         self.run(*self.before)
 
     @property
     def solution(self) -> str: # folded, in Markdown
-        found, = (re.search(r"<details><summary>A solution</summary>\n\n```python\n(.*?)```\n\n</details>", text, re.S) for kind, text in self.cells if kind == "markdown" and "<details>" in text)
+        folded = r"<details><summary>A solution</summary>\n\n```python\n(.*?)```\n\n</details>"
+        answers = [re.search(folded, text, re.S) for kind, text in self.cells if kind == "markdown"]
+        found, = filter(None, answers)
         return found[1]
 
     def run(self, *sources: str) -> str: # what they print
@@ -37,39 +43,51 @@ class Exercise:
 @pytest.fixture(scope="module", autouse=True)
 def no_windows(): matplotlib.use("agg")
 
+# What is changed in the solution, and what the reader is told.
+PAIRS = "pair_mean(error**2, reward)"
+BETTER = "(differences(reward) > 0)"
 RING = "np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])"
 WRONG = dict(
-    ipo_loss=[ # what is changed in the solution, what the reader is told
+    ipo_loss=[
         ("return pair_mean", "pair_mean", "it returned nothing"),
-        ("pair_mean(error**2, reward)", "(error**2)", "a loss is a tensor with one number in it"),
+        (PAIRS, "(error**2)", "a loss is a tensor with one number in it"),
         ("1/(2*kl_weight)", "1/kl_weight", "the loss is 1, not 4"),
         (".mean(-1))", ".sum(-1))", "is it the mean over the steps?"),
         ("(now - ref)", "(ref - now)", "the loss is 0, not 4"),
         ("(now - ref)", "now", "π_ref says the same"),
-        ("pair_mean(error**2, reward)", "error[differences(reward) > 0].square().nanmean()", "a tie has no better picture"),
-        ("pair_mean(error**2, reward)", "error[differences(reward) > 0].square().sum()/(differences(reward) > 0).sum().clamp(min=1)", "3 prompts with 5 pictures"),
-        ("1/(2*kl_weight)", "differences(reward)/(2*kl_weight)", "3 prompts with 5 pictures"),
+        (PAIRS, f"error[{BETTER}].square().nanmean()", "a tie has no better image"),
+        (PAIRS, f"error[{BETTER}].square().sum()/{BETTER}.sum().clamp(min=1)",
+         "3 prompts with 5 images"),
+        ("1/(2*kl_weight)", "differences(reward)/(2*kl_weight)", "3 prompts with 5 images"),
         ("(now - ref)", "(now.detach() - ref + 0*now)", "gradient and slope differ"),
         (".to(log_probs)", "", "dtype of log_probs"),
         ("check_groups(", "dict(rewards=", "refuse them with check_groups"),
-        ("check_positive(kl_weight=kl_weight)", "kl_weight = kl_weight or 1", "refuse them with check_positive")],
+        ("check_positive(kl_weight=kl_weight)", "kl_weight = kl_weight or 1",
+         "refuse them with check_positive")],
     background=[
         ("return scores", "return scores[:1]", "returned 1 scores for 2 images"),
         ("-np.abs", "np.abs", "each channel 51 of 255 away"),
-        ("/255\n        ring", "\n        ring", "a picture all in that teal"),
-        ("np.abs(ring - wanted).mean()", "np.abs((ring - wanted).mean(0)).mean()", "one half 51 below"),
+        ("/255\n        ring", "\n        ring", "an image all in that teal"),
+        ("np.abs(ring - wanted).mean()", "np.abs((ring - wanted).mean(0)).mean()",
+         "one half 51 below"),
         (RING, "pixels", "only the outermost ring counts"),
         (RING, "pixels[0]", "only the top row 51 away"),
-        (RING, "np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])", "only the top row 51 away"),
-        ("COLOURS.get(parse_prompt(prompt).background, PAPER)", "COLOURS['teal']", "a prompt without a colour"),
-        ("parse_prompt(prompt).background", "parse_prompt(prompts[0]).background", "must not depend on the others")])
+        (RING, "np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])",
+         "only the top row 51 away"),
+        ("COLOURS.get(parse_prompt(prompt).background, PAPER)", "COLOURS['teal']",
+         "a prompt without a colour"),
+        ("parse_prompt(prompt).background", "parse_prompt(prompts[0]).background",
+         "must not depend on the others")])
 
-@pytest.fixture(scope="module", params=[("60_your_own_objective.ipynb", "ipo_loss"), ("61_your_own_reward.ipynb", "background")], ids=WRONG)
-def exercise(request): return Exercise(*request.param)
+NOTEBOOKS = dict(ipo_loss="60_your_own_objective.ipynb", background="61_your_own_reward.ipynb")
+
+@pytest.fixture(scope="module", params=WRONG)
+def exercise(request): return Exercise(NOTEBOOKS[request.param], request.param)
 
 def test_the_empty_cell_is_told_what_it_lacks(exercise):
     passed, told = exercise.verdict(exercise.empty)
-    assert not passed and "not yet:" in told and ("it returned nothing" in told or "background returned None" in told)
+    assert not passed and "not yet:" in told
+    assert "it returned nothing" in told or "background returned None" in told
 
 def test_wrong_answers_are_told_what_is_wrong(exercise):
     for old, new, expected in WRONG[exercise.function]:

@@ -1,5 +1,9 @@
-"""Two processes against one: the same run, to rounding; one that dies takes the other with it, and the run goes on. They are started by torchrun or by
-`accelerate launch` with the files of configs/, and speak over gloo on the CPU. As a script this file is what the processes of the first tests do, those with the whole model and those that share it."""
+"""Guards 23_processes and 24_training: two processes against one.
+
+They are the same run, to rounding. One that dies takes the other with it, and the run goes on. They
+are started by torchrun or by `accelerate launch` with the files of configs/, and speak over gloo on
+the CPU. As a script this file is what the processes of the first tests do, those with the whole
+model and those that share it."""
 import hashlib
 import json
 import os
@@ -25,15 +29,22 @@ from prdp_nb.processes import join_ranks
 from prdp_nb.runs import read_metrics, saved_checkpoints
 from prdp_nb.training import Trainer
 
-TINY = dict(epochs=3, prompts_per_epoch=3, images_per_prompt=2, num_inference_steps=3, updates_per_epoch=2, kl_weight=30, clip_range=float("inf"), learning_rate=3e-4, batch_size=2, chunk_size=6,
-            reward="colourfulness", eval_images_per_prompt=1, eval_rewards=(), save_every=1, reward_retries=0)
+TINY = dict(
+    epochs=3, prompts_per_epoch=3, images_per_prompt=2, num_inference_steps=3, updates_per_epoch=2,
+    kl_weight=30, clip_range=float("inf"), learning_rate=3e-4, batch_size=2, chunk_size=6,
+    reward="colourfulness", eval_images_per_prompt=1, eval_rewards=(), save_every=1,
+    reward_retries=0)
 CONFIGS = Path(__file__).resolve().parents[1]/"configs"
-ENV = os.environ | dict(OMP_NUM_THREADS="1", TQDM_DISABLE="1", PYTHONUNBUFFERED="1", ACCELERATE_USE_CPU="true")
+ENV = os.environ | dict(OMP_NUM_THREADS="1", TQDM_DISABLE="1", PYTHONUNBUFFERED="1",
+                        ACCELERATE_USE_CPU="true")
+START = dict(env=ENV, text=True)
+SAYS = START | dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def picky(images, prompts):
     "A reward that fails on foxes, but only in the thread that scores an epoch."
-    if any("fox" in prompt for prompt in prompts) and threading.current_thread() is not threading.main_thread(): raise ValueError("no foxes today")
+    scoring = threading.current_thread() is not threading.main_thread()
+    if scoring and any("fox" in prompt for prompt in prompts): raise ValueError("no foxes today")
     return [float(np.asarray(image).std()) for image in images]
 
 
@@ -51,102 +62,148 @@ RUNS = { # three prompts: the first process gets two of them, the second one
 
 def train(name, folder, model, prompts):
     reward, fields = RUNS[name]
-    trainer = Trainer(Config(**(TINY | dict(model=str(model), prompts=str(prompts), output_dir=str(folder/name)) | fields)), reward=reward)
+    where = dict(model=str(model), prompts=str(prompts), output_dir=str(folder/name))
+    trainer = Trainer(Config(**TINY | where | fields), reward=reward)
     trainer.train()
     return trainer
 
 
+def digest(trainer):
+    "A checksum of all that was trained."
+    weights = trainable_parameters(trainer.learner.policy)
+    content = b"".join(p.detach().numpy().tobytes() for p in weights)
+    return hashlib.sha256(content).hexdigest()
+
+
 def worker(folder, model, prompts):
     "What each of the two processes does: every run, one that goes wrong, and one that is refused."
-    digests = {name: hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in trainable_parameters(train(name, folder, model, prompts).policy))).hexdigest() for name in RUNS}
+    digests = {name: digest(train(name, folder, model, prompts)) for name in RUNS}
     common = TINY | dict(model=str(model), prompts=str(prompts))
-    straight = Trainer(Config(**common | dict(output_dir=str(folder/"straight"), epochs=6))).train()
-    status = run_command("prdp_train", Trainer(Config(**common | dict(output_dir=str(folder/"fails"))), reward=picky).train)
-    try: Trainer(Config(**common | dict(output_dir=str(folder/"refused"), prompts_per_epoch=1)))
+    def config(name, **more): return Config(**common | dict(output_dir=str(folder/name)) | more)
+    straight = Trainer(config("straight", epochs=6)).train()
+    status = run_command("prdp_train", Trainer(config("fails"), reward=picky).train)
+    try: Trainer(config("refused", prompts_per_epoch=1))
     except ValueError as error: refusal = str(error)
-    rank = join_ranks().rank
-    (folder/f"{rank}.json").write_text(json.dumps(dict(digests=digests, status=status, refusal=refusal, epochs=len(read_metrics(straight)["epoch"]))))
+    found = dict(digests=digests, status=status, refusal=refusal,
+                 epochs=len(read_metrics(straight)["epoch"]))
+    (folder/f"{join_ranks().rank}.json").write_text(json.dumps(found))
 
 
-SHARDED = { # two prompts, one for each process; chunks of one cell where they are drawn, since which of them share a chunk would differ
+# Two prompts, one for each process. Where cells are drawn, a chunk holds one cell, since which of
+# them share a chunk would differ.
+SHARDED = {
     "lora": dict(cell_fraction=0.5, chunk_size=1, ema_decay=0.5, learning_rate=1e-4),
     "full": dict(adapter="full", learning_rate=1e-5),
 }
 
 
-def sharded_fields(name, folder, prompts):
-    "Of the embedded model: in the random one, where two numbers make a group of GroupNorm, some gradients are nothing but rounding, and AdamW makes them as large as the others."
-    return TINY | dict(prompts=str(prompts), output_dir=str(folder/name), prompts_per_epoch=2, num_inference_steps=2, updates_per_epoch=1, save_every=2) | SHARDED[name]
+def sharded_config(name, folder, prompts):
+    """Of the embedded model. In the random one two numbers make a group of GroupNorm, so some
+    gradients are nothing but rounding, and AdamW makes them as large as the others."""
+    where = dict(prompts=str(prompts), output_dir=str(folder/name))
+    small = dict(prompts_per_epoch=2, num_inference_steps=2, updates_per_epoch=1, save_every=2)
+    return Config(**TINY | where | small | SHARDED[name])
 
 
 def sharded_worker(folder, prompts):
-    "What each of two processes does that share the model: two runs, one of them as ZeRO-2 would, the end of another, and one that goes wrong in one process."
+    """What each of two processes does that share the model: two runs, one of them as ZeRO-2 would,
+    the end of another, and one that goes wrong in one process."""
     for name in SHARDED:
         os.environ["FSDP_RESHARD_AFTER_FORWARD"] = {"lora": "true", "full": "false"}[name]
-        trainer = Trainer(Config(**sharded_fields(name, folder, prompts)), reward=contrast)
+        trainer = Trainer(sharded_config(name, folder, prompts), reward=contrast)
         trainer.train()
-        held = sum(p.to_local().numel() for p in trainable_parameters(trainer.learner.policy))
-        print(f"{name}: {type(trainer.ranks).__name__}, keep {trainer.ranks.keep}, {held} of {sum(p.numel() for p in trainable_parameters(trainer.learner.policy))}")
+        weights, ranks = trainable_parameters(trainer.learner.policy), trainer.ranks
+        held, total = (sum(p.numel() for p in some)
+                       for some in ([p.to_local() for p in weights], weights))
+        print(f"{name}: {type(ranks).__name__}, keep {ranks.keep}, {held} of {total}")
     Trainer.resume(folder/"began alone"/"lora", reward=contrast).train()
-    sys.exit(run_command("prdp_train", Trainer(Config(**sharded_fields("lora", folder/"fails", prompts)), reward=picky).train))
+    failing = Trainer(sharded_config("lora", folder/"fails", prompts), reward=picky)
+    sys.exit(run_command("prdp_train", failing.train))
 
 
 def torchrun(*arguments):
     "The command line that starts two processes."
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *map(str, arguments)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*command, "--nproc_per_node", "2", *map(str, arguments)]
 
 
 def launch(config, *arguments, machine=0, port=0):
     "The command line of configs/CONFIG.yaml on one machine, for two processes in all."
-    options = dict(config_file=CONFIGS/f"{config}.yaml", num_processes=2, machine_rank=machine, main_process_ip="127.0.0.1", main_process_port=port)
-    return [Path(sys.executable).with_name("accelerate"), "launch", *(f"--{name}={value}" for name, value in options.items()), "--no_python", *map(str, arguments)]
+    options = dict(config_file=CONFIGS/f"{config}.yaml", num_processes=2, machine_rank=machine,
+                   main_process_ip="127.0.0.1", main_process_port=port)
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    accelerate = Path(sys.executable).with_name("accelerate")
+    return [accelerate, "launch", *flags, "--no_python", *map(str, arguments)]
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, tiny_model, prompt_file):
     "The runs of two processes, and what they said."
     folder = tmp_path_factory.mktemp("two")
-    done = subprocess.run(torchrun(__file__, "worker", folder, tiny_model, prompt_file), env=ENV, capture_output=True, text=True, timeout=600)
+    command = torchrun(__file__, "worker", folder, tiny_model, prompt_file)
+    done = subprocess.run(command, timeout=600, **SAYS)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder, done
 
 
 def weights(run, where="final"):
-    files = sorted(path for path in (run/where).rglob("*.safetensors") if path.parent.name in (Path(where).name, "unet"))
-    return torch.cat([value.flatten().double() for file in files for _, value in sorted(load_file(file).items())])
+    files = [path for path in sorted((run/where).rglob("*.safetensors"))
+             if path.parent.name in (Path(where).name, "unet")]
+    found = [value for file in files for _, value in sorted(load_file(file).items())]
+    return torch.cat([value.flatten().double() for value in found])
+
+
+def assert_close(run, expected, rtol, kl_atol=0):
+    "The same numbers in `metrics.csv`, but for the time."
+    numbers, wanted = read_metrics(run), read_metrics(expected)
+    assert list(numbers) == list(wanted)
+    for column in set(wanted) - {"seconds"}:
+        np.testing.assert_allclose(numbers[column], wanted[column], rtol=rtol, err_msg=column,
+                                   atol=kl_atol if column == "kl" else 0)
+
+
+def said_by(two):
+    "What each of the two processes wrote in the end."
+    return [json.loads((two[0]/f"{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_learn_what_one_learns(name, two, tiny_model, prompt_file, tmp_path):
-    """A chunk holds the cells of one prompt, and the second process has one chunk: so both ways add the same gradients in the same order, and must end at the same bits.
-    Not so where cells are drawn: there the chunks are others."""
+    """A chunk holds the cells of one prompt, and the second process has one chunk. So both ways add
+    the same gradients in the same order, and must end at the same bits. Not so where cells are
+    drawn: there the chunks are others."""
     one = train(name, tmp_path, tiny_model, prompt_file).folder
-    numbers, expected = read_metrics(two[0]/name), read_metrics(one)
-    assert list(numbers) == list(expected)
-    for column in set(expected) - {"seconds"}: np.testing.assert_allclose(numbers[column], expected[column], rtol=1e-6, err_msg=column)
+    assert_close(two[0]/name, one, rtol=1e-6)
     if name == "draw": return
-    ours, theirs, first = weights(two[0]/name), weights(one), weights(one, "checkpoints/epoch_0001")
+    ours, theirs = weights(two[0]/name), weights(one)
+    first = weights(one, "checkpoints/epoch_0001")
     assert torch.equal(ours, theirs) and (first - theirs).norm() > 1e-4*theirs.norm()
-    if name == "skip": # and in some epoch the second process has nothing at all to learn from
-        assert set(np.diff(expected["reward_queries"])) == {4}
-        assert "a painting of a fox" in [draw_prompts(prompt_file.read_text().splitlines(), 3, 0, epoch)[-1] for epoch in range(4)]
+    if name != "skip": return
+    assert set(np.diff(read_metrics(one)["reward_queries"])) == {4}
+    # and in some epoch the second process has nothing at all to learn from
+    animals = prompt_file.read_text().splitlines()
+    last = [draw_prompts(animals, 3, 0, epoch)[-1] for epoch in range(4)]
+    assert "a painting of a fox" in last
 
 
 def test_both_processes_hold_the_same_weights(two):
-    first, second = (json.loads((two[0]/f"{rank}.json").read_text()) for rank in range(2))
-    assert first["digests"] == second["digests"] and len(set(first["digests"].values())) == len(RUNS)
+    first, second = (said["digests"] for said in said_by(two))
+    assert first == second and len(set(first.values())) == len(RUNS)
 
 
 def test_a_failure_in_one_process_ends_both_and_is_said_once(two):
     folder, done = two
-    assert [json.loads((folder/f"{rank}.json").read_text())["status"] for rank in range(2)] == [1, 1]
-    assert done.stderr.count("prdp_train: error: epoch 1: reward picky raised ValueError: no foxes today; it was asked about 2 images, image 0 of prompt 'a painting of a fox'") == 1
-    assert done.stderr.count("prdp_train: error") == 1 and done.stdout.count("stopped by RewardError after 0 of 3 epochs") == 1
+    assert [said["status"] for said in said_by(two)] == [1, 1]
+    error = ("prdp_train: error: epoch 1: reward picky raised ValueError: no foxes today; it was "
+             "asked about 2 images, image 0 of prompt 'a painting of a fox'")
+    assert done.stderr.count(error) == 1 and done.stderr.count("prdp_train: error") == 1
+    assert done.stdout.count("stopped by RewardError after 0 of 3 epochs") == 1
     assert weights(folder/"fails").isfinite().all()
 
 
 def test_more_processes_than_prompts_are_refused(two):
-    for rank in range(2): assert json.loads((two[0]/f"{rank}.json").read_text())["refusal"] == "prompts_per_epoch must be at least 2, one for each process, not 1"
+    refusal = "prompts_per_epoch must be at least 2, one for each process, not 1"
+    assert [said["refusal"] for said in said_by(two)] == [refusal, refusal]
     assert not (two[0]/"refused").exists()
 
 
@@ -154,16 +211,26 @@ def process_of(rank, launcher):
     "The process number of one of the two."
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if int((path/"stat").read_text().rpartition(")")[2].split()[1]) == launcher and f"RANK={rank}".encode() in (path/"environ").read_bytes().split(b"\0"): return int(path.name)
-        except (OSError, ValueError): pass
+            parent = int((path/"stat").read_text().rpartition(")")[2].split()[1])
+            settings = (path/"environ").read_bytes().split(b"\0")
+        except (OSError, ValueError): continue
+        if parent == launcher and f"RANK={rank}".encode() in settings: return int(path.name)
+
+
+def as_flags(fields):
+    "The command line of `prdp_train` that names these fields."
+    given = {name: value if isinstance(value, tuple) else (value,)
+             for name, value in fields.items()}
+    return [part for name, values in given.items() for part in (f"--{name}", *map(str, values))]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on_on_two_machines(two, tiny_model, prompt_file, tmp_path):
+def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on_on_two_machines(
+        two, tiny_model, prompt_file, tmp_path):
     run, command = tmp_path/"straight", Path(sys.executable).with_name("prdp_train")
     fields = TINY | dict(model=tiny_model, prompts=prompt_file, output_dir=run, epochs=6)
-    flags = [part for name, value in fields.items() for part in ([f"--{name}", str(value)] if value != () else [f"--{name}"])]
-    launcher = subprocess.Popen(launch("multi_gpu", command, *flags), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    launcher = subprocess.Popen(launch("multi_gpu", command, *as_flags(fields)),
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **START)
     while launcher.poll() is None and not (run/"checkpoints/epoch_0002").exists(): time.sleep(0.002)
     first, second = (process_of(rank, launcher.pid) for rank in range(2))
     os.kill(second, signal.SIGKILL)
@@ -172,7 +239,9 @@ def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on_on_two_mach
     left = len(saved_checkpoints(run))
     assert 2 <= left < 6
     with socket.create_server(("127.0.0.1", 0)) as free: port = free.getsockname()[1]
-    machines = [subprocess.Popen(launch("multi_node", command, "--resume", run, machine=machine, port=port), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for machine in range(2)]
+    commands = [launch("multi_node", command, "--resume", run, machine=machine, port=port)
+                for machine in range(2)]
+    machines = [subprocess.Popen(command, **SAYS) for command in commands]
     said, errors = zip(*(machine.communicate(timeout=300) for machine in machines))
     assert [machine.returncode for machine in machines] == [0, 0], errors
     assert said[0].count(f"going on after epoch {left}") == 1 and "going on" not in said[1]
@@ -185,35 +254,43 @@ def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on_on_two_mach
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
-    "The runs of one process, and then of two that share the model, with what they said; one run begins with the first and ends with the second."
+    """The runs of one process, and then of two that share the model, with what they said; one run
+    begins with the first and ends with the second."""
     folder = tmp_path_factory.mktemp("sharded")
     prompts = folder/"two.txt"
     prompts.write_text("a painting of a fox\na painting of a duck\n")
-    for name in SHARDED: Trainer(Config(**sharded_fields(name, folder/"one", prompts)), reward=contrast).train()
+    for name in SHARDED:
+        Trainer(sharded_config(name, folder/"one", prompts), reward=contrast).train()
     shutil.copytree(folder/"one/lora", folder/"began alone/lora")
     shutil.rmtree(folder/"began alone/lora/checkpoints/epoch_0003")
-    done = subprocess.run(launch("fsdp", sys.executable, __file__, "sharded_worker", folder, prompts), env=ENV, capture_output=True, text=True, timeout=600)
-    assert "lora: Shards, keep False" in done.stdout and "full: Shards, keep True" in done.stdout, done.stderr[-4000:]
+    command = launch("fsdp", sys.executable, __file__, "sharded_worker", folder, prompts)
+    done = subprocess.run(command, timeout=600, **SAYS)
+    for said in ("lora: Shards, keep False", "full: Shards, keep True"):
+        assert said in done.stdout, done.stderr[-4000:]
     return folder, done
 
 
 def assert_alike(run, expected):
     "The same to rounding: the weights, their average and the numbers of each epoch."
     for where in ("checkpoints/epoch_0003", "final"):
-        ours, theirs, first = weights(run, where), weights(expected, where), weights(expected, "checkpoints/epoch_0002")
-        assert (ours - theirs).norm() < 1e-6*theirs.norm() and (first - theirs).norm() > 1e-5*theirs.norm()
-    numbers, wanted = read_metrics(run), read_metrics(expected)
-    assert list(numbers) == list(wanted)
-    for column in set(wanted) - {"seconds"}: np.testing.assert_allclose(numbers[column], wanted[column], rtol=1e-3, atol=1e-3 if column == "kl" else 0, err_msg=column)
+        ours, theirs = weights(run, where), weights(expected, where)
+        first = weights(expected, "checkpoints/epoch_0002")
+        assert (ours - theirs).norm() < 1e-6*theirs.norm()
+        assert (first - theirs).norm() > 1e-5*theirs.norm()
+    assert_close(run, expected, rtol=1e-3, kl_atol=1e-3)
+
+
+def paths_in(folder): return {path.relative_to(folder) for path in folder.rglob("*")}
 
 
 @pytest.mark.parametrize("name", SHARDED)
 def test_two_processes_that_share_the_model_learn_what_one_learns(name, sharded):
     folder, done = sharded
     assert_alike(folder/name, folder/"one"/name)
-    shares = [line.split(", ")[-1].split(" of ") for line in done.stdout.splitlines() if line.startswith(f"{name}: ")]
+    lines = [line for line in done.stdout.splitlines() if line.startswith(f"{name}: ")]
+    shares = [line.split(", ")[-1].split(" of ") for line in lines]
     assert len(shares) == 2 and sum(int(share) for share, _ in shares) == int(shares[0][1])
-    assert {path.relative_to(folder/name) for path in (folder/name).rglob("*")} == {path.relative_to(folder/"one"/name) for path in (folder/"one"/name).rglob("*")}
+    assert paths_in(folder/name) == paths_in(folder/"one"/name)
 
 
 def test_a_run_goes_on_with_the_model_shared_or_whole(sharded, tmp_path):
@@ -237,15 +314,21 @@ def test_accelerate_reads_the_configs(path):
     from accelerate.utils import DistributedType
     config = load_config_from_file(str(path))
     sharded = path.stem.startswith("fsdp")
-    assert config.distributed_type == (DistributedType.FSDP if sharded else DistributedType.MULTI_GPU)
-    if sharded: assert config.fsdp_config["fsdp_version"] == 2 and config.fsdp_config["fsdp_reshard_after_forward"] == (path.stem == "fsdp")
-    assert config.num_processes == 8*config.num_machines and not config.use_cpu and config.mixed_precision == "no"
+    expected = DistributedType.FSDP if sharded else DistributedType.MULTI_GPU
+    assert config.distributed_type == expected
+    if sharded:
+        assert config.fsdp_config["fsdp_version"] == 2
+        assert config.fsdp_config["fsdp_reshard_after_forward"] == (path.stem == "fsdp")
+    assert config.num_processes == 8*config.num_machines
+    assert not config.use_cpu and config.mixed_precision == "no"
 
 
 def test_deepspeed_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     assert train_command(["--output_dir", str(tmp_path/"run")]) == 1
-    assert "DEEPSPEED is not supported: start it with a file of configs/. What DeepSpeed's ZeRO-2 shards, fsdp_zero2.yaml shards with torch alone" in capsys.readouterr().err
+    refusal = ("DEEPSPEED is not supported: start it with a file of configs/. What DeepSpeed's "
+               "ZeRO-2 shards, fsdp_zero2.yaml shards with torch alone")
+    assert refusal in capsys.readouterr().err
     assert not (tmp_path/"run").exists()
 
 

@@ -1,5 +1,9 @@
-"""Runs that are interrupted: killed at random moments, out of disk, with damaged checkpoints or a reward that fails; each goes on to the very bits
-of the run that was left alone. `PRDP_KILLS=20 pytest tests/test_resume.py -k kills` kills twenty times instead of four, `PRDP_SEED` draws other moments."""
+"""Guards 21_runs and 24_training: runs that are interrupted.
+
+They are killed at random moments, run out of disk, find damaged checkpoints or a reward that fails.
+Each goes on to the very bits of the run that was left alone. `PRDP_KILLS=20 pytest
+tests/test_resume.py -k kills` kills twenty times instead of four, `PRDP_SEED` draws other
+moments."""
 import csv
 import errno
 import multiprocessing
@@ -27,8 +31,10 @@ from prdp_nb.policies import trainable_parameters
 from prdp_nb.runs import damage, newest_intact, read_metrics, run_lock, saved_checkpoints
 from prdp_nb.training import Trainer, check_run, restore, run_epoch
 
-TINY = dict(epochs=4, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2, updates_per_epoch=2, cell_fraction=0.5, learning_rate=1e-2, reward="colourfulness",
-            eval_images_per_prompt=1, eval_rewards=(), save_every=1, keep_checkpoints=2, reward_retries=0)
+TINY = dict(
+    epochs=4, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2, updates_per_epoch=2,
+    cell_fraction=0.5, learning_rate=1e-2, reward="colourfulness", eval_images_per_prompt=1,
+    eval_rewards=(), save_every=1, keep_checkpoints=2, reward_retries=0)
 LORA = "pytorch_lora_weights.safetensors"
 
 
@@ -40,15 +46,19 @@ def tiny(tiny_model, prompt_file):
 
 
 def rows(path):
-    return [{**row, "seconds": "", "experiment": ""} for row in csv.DictReader(path.read_text().splitlines())]
+    found = csv.DictReader(path.read_text().splitlines())
+    return [{**row, "seconds": "", "experiment": ""} for row in found]
 
 
 def outcome(run):
     "All that must not depend on interruptions, to the bit; the time and the folder's name may."
     state = torch.load(saved_checkpoints(run)[-1]/"training_state.pt", weights_only=True)
-    moments = [value.tolist() for moments in state["optimizer"]["state"].values() for value in moments.values()]
-    weights = {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.glob("final/**/*.safetensors"))}
-    return dict(weights=weights, metrics=rows(run/"metrics.csv"), evaluation=rows(run/"evaluation.csv"), moments=moments, memory=repr(state["objective"]))
+    moments = [value.tolist() for moments in state["optimizer"]["state"].values()
+               for value in moments.values()]
+    weights = {str(path.relative_to(run)): path.read_bytes()
+               for path in sorted(run.glob("final/**/*.safetensors"))}
+    return dict(weights=weights, metrics=rows(run/"metrics.csv"), moments=moments,
+                evaluation=rows(run/"evaluation.csv"), memory=repr(state["objective"]))
 
 
 def same(run, other):
@@ -75,9 +85,11 @@ def breaks(times, error=RuntimeError("the service is down")):
 
 
 def interrupted(config, epochs_before=2, error=RuntimeError("the service is down")):
-    "The folder of a run whose reward raises in the middle; noise and the base are scored before the first epoch."
+    """The folder of a run whose reward raises in the middle; noise and the base are scored before
+    the first epoch."""
     config.reward = "colourfulness"
-    with pytest.raises((RewardError, KeyboardInterrupt)): Trainer(config, reward=breaks(3 + epochs_before, error)).train()
+    trainer = Trainer(config, reward=breaks(3 + epochs_before, error))
+    with pytest.raises((RewardError, KeyboardInterrupt)): trainer.train()
     return Path(config.output_dir)
 
 
@@ -106,12 +118,14 @@ def train_in_child(config):
 
 
 def flags(config):
-    given = {name: value if isinstance(value, tuple) else (value,) for name, value in vars(config).items() if value is not None}
+    given = {name: value if isinstance(value, tuple) else (value,)
+             for name, value in vars(config).items() if value is not None}
     return [part for name, values in given.items() for part in (f"--{name}", *map(str, values))]
 
 
 def kill_some_time(process, folder, draw, while_saving, seconds):
-    "SIGKILL a run at a random moment of the `seconds` that it takes, or as soon as it saves something. True if it was still at work."
+    """SIGKILL a run at a random moment of the `seconds` that it takes, or as soon as it saves
+    something. True if it was still at work."""
     until, patience = time.monotonic() + draw.uniform(0, seconds), time.monotonic() + 60
     saves = draw.randint(1, 3)
     while process.is_alive() and time.monotonic() < (patience if while_saving else until):
@@ -128,11 +142,21 @@ def kill_some_time(process, folder, draw, while_saving, seconds):
     return killed
 
 
+PRELOADED = ["prdp_nb.training", "prdp_nb.emoji", "diffusers", "peft", "accelerate",
+             "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"]
+
+
+def saving(folder):
+    "Was the run in this folder writing or replacing one of its folders?"
+    return (folder/".saving").exists() or (folder/".removing").exists()
+
+
 def test_runs_survive_kills_at_random_moments(straight, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["prdp_nb.training", "prdp_nb.emoji", "diffusers", "peft", "accelerate", "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"])
-    draw, kills, number, landed = random.Random(int(os.environ.get("PRDP_SEED", 0))), int(os.environ.get("PRDP_KILLS", 4)), 0, []
+    context.set_forkserver_preload(PRELOADED)
+    draw = random.Random(int(os.environ.get("PRDP_SEED", 0)))
+    kills, number, landed = int(os.environ.get("PRDP_KILLS", 4)), 0, []
     def start(folder, work=train_in_child):
         process = context.Process(target=work, args=(tiny(folder),))
         process.start()
@@ -144,15 +168,19 @@ def test_runs_survive_kills_at_random_moments(straight, tiny, tmp_path, monkeypa
     assert whole.exitcode == 0 and same(tmp_path/"whole", straight)
     seconds = time.monotonic() - began
     while len(landed) < kills:
-        number, folder, attempts, killed = number + 1, tmp_path/f"run{number + 1}", 0, True
+        number += 1
+        folder, attempts, killed = tmp_path/f"run{number}", 0, True
         while killed: # up to four times, then it may finish
-            process, attempts = start(folder), attempts + 1
+            process = start(folder)
+            attempts += 1
             while not (folder/"config.yaml").exists() and process.is_alive(): time.sleep(0.001)
-            killed = attempts < 5 and len(landed) < kills and kill_some_time(process, folder, draw, len(landed) % 2 == 0, seconds)
-            if killed: landed.append("while saving" if (folder/".saving").exists() or (folder/".removing").exists() else "elsewhere")
+            while_saving, enough = len(landed) % 2 == 0, attempts == 5 or len(landed) == kills
+            killed = not enough and kill_some_time(process, folder, draw, while_saving, seconds)
+            if killed: landed.append("while saving" if saving(folder) else "elsewhere")
         process.join()
         assert process.exitcode == 0, f"kill {len(landed)} of {folder} was not survived"
-        assert same(folder, straight) and not any(damage(path) for path in saved_checkpoints(folder))
+        assert same(folder, straight)
+        assert not any(damage(path) for path in saved_checkpoints(folder))
     print(f"{kills} kills, {landed.count('while saving')} of them while saving, {number} runs")
     if kills >= 4: assert "while saving" in landed
 
@@ -160,9 +188,13 @@ def test_runs_survive_kills_at_random_moments(straight, tiny, tmp_path, monkeypa
 # Gone on with
 
 
-@pytest.mark.parametrize("fields", [dict(objective="ddpo"), dict(objective="dpok", online=False), dict(adapter="full", learning_rate=1e-4)], ids=["ddpo", "dpok offline", "full"])
-def test_a_run_that_went_on_is_the_run_that_was_left_alone(fields, tiny, tmp_path):
-    fields = fields | dict(epochs=3)
+OTHERS = {"ddpo": dict(objective="ddpo"), "dpok offline": dict(objective="dpok", online=False),
+          "full": dict(adapter="full", learning_rate=1e-4)}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_run_that_went_on_is_the_run_that_was_left_alone(name, tiny, tmp_path):
+    fields = OTHERS[name] | dict(epochs=3)
     left_alone = Trainer(tiny(tmp_path/"straight", **fields)).train()
     run = interrupted(tiny(tmp_path/"run", **fields))
     assert [path.name for path in saved_checkpoints(run)] == ["epoch_0001", "epoch_0002"]
@@ -178,18 +210,22 @@ def test_an_interruption_between_checkpoints_loses_no_epoch(straight, tiny, tmp_
 
 
 def test_the_adapter_that_is_resumed_is_the_one_that_acts_and_learns(tiny, tmp_path):
-    run = interrupted(tiny(tmp_path/"run", model="emoji")) # its attention has several places to look at, so every matrix learns
+    # the attention of the embedded model has several places to look at, so every matrix learns
+    run = interrupted(tiny(tmp_path/"run", model="emoji"))
     trainer = Trainer.resume(run)
     checkpoint = saved_checkpoints(run)[-1]
     restore(trainer, checkpoint)
     saved, trained = load_file(checkpoint/LORA), trainable_parameters(trainer.learner.policy)
-    assert len(saved) == len(trained) and {p.data_ptr() for p in trained} == {p.data_ptr() for p in trainer.learner.optimizer.param_groups[0]["params"]}
+    stepped = trainer.learner.optimizer.param_groups[0]["params"]
+    assert len(saved) == len(trained)
+    assert {p.data_ptr() for p in trained} == {p.data_ptr() for p in stepped}
     rollout = trainer.collector.sample(trainer.collector.prompts[:2], epoch=2)
     assert (rollout.log_probs != rollout.log_probs_ref).any()
     stock = load_finetuned(checkpoint)
     noise = torch.randn(1, *latent_shape(stock), generator=torch.Generator().manual_seed(0))
     embeds = encode_prompts(stock, ["a painting of a fox"])
-    with torch.no_grad(): ours, theirs = (pipe.unet(noise, 500, **embeds).sample for pipe in (trainer.learner.pipe, stock))
+    pipes = trainer.learner.pipe, stock
+    with torch.no_grad(): ours, theirs = (pipe.unet(noise, 500, **embeds).sample for pipe in pipes)
     torch.testing.assert_close(ours, theirs)
     before = [p.detach().clone() for p in trained]
     run_epoch(trainer, 2)
@@ -208,9 +244,11 @@ def test_a_damaged_checkpoint_is_passed_over(straight, broken):
     for name in ("checksums.json", "metrics.csv", LORA, "training_state.pt"):
         whole = (newest/name).read_bytes()
         (newest/name).write_bytes(whole[:-7])
-        with pytest.warns(UserWarning, match=f"epoch_0002 is damaged \\({name} is "): assert newest_intact(broken).name == "epoch_0001"
+        with pytest.warns(UserWarning, match=f"epoch_0002 is damaged \\({name} is "):
+            assert newest_intact(broken).name == "epoch_0001"
         if name != "training_state.pt": (newest/name).write_bytes(whole)
-    with pytest.warns(UserWarning, match="passed over for the one before it"): Trainer.resume(broken).train()
+    with pytest.warns(UserWarning, match="passed over for the one before it"):
+        Trainer.resume(broken).train()
     assert same(broken, straight)
 
 
@@ -227,7 +265,10 @@ def test_what_another_attempt_left_behind_is_no_hindrance(straight, broken):
 
 def test_the_measurement_before_is_not_taken_twice(broken, monkeypatch):
     titles, evaluate = [], scoring.evaluate
-    monkeypatch.setattr(scoring, "evaluate", lambda *a, title="", **k: (titles.append(title), evaluate(*a, **k))[1])
+    def noted(*arguments, title="", **options):
+        titles.append(title)
+        return evaluate(*arguments, **options)
+    monkeypatch.setattr(scoring, "evaluate", noted)
     Trainer.resume(broken).train()
     Trainer.resume(broken, guidance_scale=3.0).train()
     assert titles == ["evaluating after", "evaluating before", "evaluating after"]
@@ -241,8 +282,10 @@ def test_a_configuration_that_differs_is_refused_by_field(broken, tiny_model, tm
         capsys.readouterr()
         assert train_command(["--resume", str(broken), *arguments]) == 1
         return capsys.readouterr().err
-    said = refusal("--preset", "emoji_small", "--model", str(tiny_model), "--reward", "colourfulness", "--objective", "prdp")
-    for part in ("epochs 20 (the run has 4)", "kl_weight 30.0 (the run has 2.0)", "to change it on purpose, name it:", "--epochs 20"): assert part in said
+    said = refusal("--preset", "emoji_small", "--model", str(tiny_model),
+                   "--reward", "colourfulness", "--objective", "prdp")
+    for part in ("epochs 20 (the run has 4)", "kl_weight 30.0 (the run has 2.0)",
+                 "to change it on purpose, name it:", "--epochs 20"): assert part in said
     assert "images_per_prompt 8 (the run has 2)" in said and "objective" not in said
     assert "cannot change lora_rank 4 (the run has 8)" in refusal("--lora_rank", "4")
     assert "stays in its folder" in refusal("--output_dir", str(tmp_path/"other"))
@@ -269,7 +312,8 @@ def test_what_is_no_run_cannot_go_on(what, tmp_path, capsys):
     if what != "missing": folder.mkdir()
     if what == "no run": (folder/"notes.txt").touch()
     assert train_command(["--resume", str(folder)]) == 1
-    assert f"{str(folder)!r} is not a run folder that can be resumed: expected config.yaml" in capsys.readouterr().err
+    refusal = f"{str(folder)!r} is not a run folder that can be resumed: expected config.yaml"
+    assert refusal in capsys.readouterr().err
 
 
 def hold(folder, ready, done):
@@ -284,9 +328,11 @@ def test_two_runs_on_one_folder(broken):
     other = context.Process(target=hold, args=(broken, ready, done))
     other.start()
     assert ready.wait(60)
-    files = {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()}
-    with pytest.raises(BlockingIOError, match=f"another run, process {other.pid}, is at work in"): Trainer.resume(broken).train()
-    assert files == {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()}
+    def files(): return {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()}
+    before = files()
+    with pytest.raises(BlockingIOError, match=f"another run, process {other.pid}, is at work in"):
+        Trainer.resume(broken).train()
+    assert files() == before
     os.kill(other.pid, signal.SIGKILL)
     other.join()
     with run_lock(broken): pass # the lock of a dead process is none
@@ -294,9 +340,12 @@ def test_two_runs_on_one_folder(broken):
 
 def test_two_new_runs_at_once(tiny, tmp_path):
     first, second = (Trainer(tiny(tmp_path/"run", epochs=1)) for _ in range(2))
-    with run_lock(tmp_path/"run"), pytest.raises(BlockingIOError, match="is at work in"): first.train()
+    with run_lock(tmp_path/"run"):
+        with pytest.raises(BlockingIOError, match="is at work in"): first.train()
     first.train()
-    with pytest.raises(FileExistsError, match=r"choose another one \(--output_dir\), go on with the run in it \(--resume .*run\), or delete it"): second.train()
+    advice = (r"choose another one \(--output_dir\), go on with the run in it "
+              r"\(--resume .*run\), or delete it")
+    with pytest.raises(FileExistsError, match=advice): second.train()
 
 
 # The disk is full
@@ -314,9 +363,13 @@ def test_a_full_disk_leaves_the_checkpoint_before(where, straight, broken, monke
         record(self, row, pictures)
     monkeypatch.setattr(where, write)
     monkeypatch.setattr(training, "record", fills_up)
-    with pytest.raises(OSError, match=r"checkpoints/epoch_0003 could not be saved \(.*No space left on device.*what was saved before is intact. Make room in"): Trainer.resume(broken).train()
+    advice = (r"checkpoints/epoch_0003 could not be saved \(.*No space left on device"
+              r".*what was saved before is intact. Make room in")
+    with pytest.raises(OSError, match=advice): Trainer.resume(broken).train()
     assert "stopped by OSError after 3 of 4 epochs" in capsys.readouterr().out
-    assert [(path.name, damage(path)) for path in saved_checkpoints(broken)] == [("epoch_0001", ""), ("epoch_0002", "")] and not (broken/".saving").exists()
+    found = [(path.name, damage(path)) for path in saved_checkpoints(broken)]
+    assert found == [("epoch_0001", ""), ("epoch_0002", "")]
+    assert not (broken/".saving").exists()
     monkeypatch.undo()
     Trainer.resume(broken).train()
     assert same(broken, straight)
@@ -346,21 +399,29 @@ def fails_on(calls, error):
 
 
 def test_a_reward_that_comes_back_changes_nothing(straight, tiny, tmp_path, no_wait):
-    reward = fails_on({2, 4, 5, 8}, TimeoutError("no answer")) # the base, twice the first epoch, the third
-    with pytest.warns(UserWarning, match=r"reward colourfulness failed \(TimeoutError: no answer\); retry 2 of 2 in 2 s"):
+    # the base, twice the first epoch, the third
+    reward = fails_on({2, 4, 5, 8}, TimeoutError("no answer"))
+    warning = r"reward colourfulness failed \(TimeoutError: no answer\); retry 2 of 2 in 2 s"
+    with pytest.warns(UserWarning, match=warning):
         run = Trainer(tiny(tmp_path/"run", reward_retries=2), reward=reward).train()
     assert no_wait == [1, 1, 2, 1] and same(run, straight)
 
 
 def test_a_reward_that_stays_away_stops_the_run(tiny, tmp_path, no_wait):
-    with pytest.raises(RewardError, match="^epoch 3: reward colourfulness raised TimeoutError: no answer; it was asked about 4 images, image 0 of prompt 'a painting of a"):
-        Trainer(tiny(tmp_path/"run", reward_retries=3), reward=fails_on(range(5, 99), TimeoutError("no answer"))).train()
-    assert no_wait == [1, 2, 4] and [path.name for path in saved_checkpoints(tmp_path/"run")] == ["epoch_0001", "epoch_0002"]
+    reward = fails_on(range(5, 99), TimeoutError("no answer"))
+    error = ("^epoch 3: reward colourfulness raised TimeoutError: no answer; it was asked about "
+             "4 images, image 0 of prompt 'a painting of a")
+    with pytest.raises(RewardError, match=error):
+        Trainer(tiny(tmp_path/"run", reward_retries=3), reward=reward).train()
+    assert no_wait == [1, 2, 4]
+    saved = [path.name for path in saved_checkpoints(tmp_path/"run")]
+    assert saved == ["epoch_0001", "epoch_0002"]
 
 
 def test_prompts_that_cannot_be_scored_are_left_out(tiny, tmp_path, monkeypatch):
     def picky(images, prompts):
-        if picky.on and len(images) <= 4 and "a painting of a fox" in prompts: raise ValueError("no foxes") # an evaluation has more
+        few = len(images) <= 4 # an evaluation has more
+        if picky.on and few and "a painting of a fox" in prompts: raise ValueError("no foxes")
         return [float(np.asarray(image).std()) for image in images]
     picky.on = False
     config = tiny(tmp_path/"run", on_reward_error="skip_prompt", eval_images_per_prompt=3)
@@ -373,15 +434,20 @@ def test_prompts_that_cannot_be_scored_are_left_out(tiny, tmp_path, monkeypatch)
         run = trainer.train()
     queries = np.diff(read_metrics(run)["reward_queries"], prepend=0).tolist()
     epochs = [draw_prompts(trainer.collector.prompts, 2, 0, epoch) for epoch in range(4)]
-    assert queries == [2 if "a painting of a fox" in prompts else 4 for prompts in epochs] and 2 in queries
+    assert queries == [2 if "a painting of a fox" in prompts else 4 for prompts in epochs]
+    assert 2 in queries
     said = [str(w.message) for w in caught if "left out" in str(w.message)]
-    assert len(said) == queries.count(2) and said[0].startswith("the prompt 'a painting of a fox' is left out of this epoch: reward picky raised ValueError: no foxes")
+    assert len(said) == queries.count(2)
+    assert said[0].startswith("the prompt 'a painting of a fox' is left out of this epoch: "
+                              "reward picky raised ValueError: no foxes")
 
 
 def test_a_score_that_is_no_number_is_named_with_its_epoch_and_prompt(tiny, tmp_path):
-    with pytest.raises(RewardError, match=r"^epoch 2: reward own gave nan to image 3 \(prompt 'a painting of a (fox|duck|cow)'\)"):
-        scores = iter([[0., 1.], [0., 1., 2.], [0., 1., 2., 3.], [0., 1., 2., float("nan")]])
-        def own(images, prompts): return next(scores)
+    scores = iter([[0., 1.], [0., 1., 2.], [0., 1., 2., 3.], [0., 1., 2., float("nan")]])
+    def own(images, prompts): return next(scores)
+    error = (r"^epoch 2: reward own gave nan to image 3 "
+             r"\(prompt 'a painting of a (fox|duck|cow)'\)")
+    with pytest.raises(RewardError, match=error):
         Trainer(tiny(tmp_path/"run"), reward=own).train()
 
 
@@ -391,8 +457,9 @@ def test_a_score_that_is_no_number_is_named_with_its_epoch_and_prompt(tiny, tmp_
 def stops(trainer, match):
     with pytest.raises(FloatingPointError, match=match): trainer.train()
     run = trainer.folder
-    assert [(path.name, damage(path)) for path in saved_checkpoints(run)][-1:] == [("epoch_0002", "")]
-    assert all(w.isfinite().all() for w in load_file(run/f"checkpoints/epoch_0002/{LORA}").values())
+    newest = saved_checkpoints(run)[-1]
+    assert (newest.name, damage(newest)) == ("epoch_0002", "")
+    assert all(w.isfinite().all() for w in load_file(newest/LORA).values())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(broken, monkeypatch):
@@ -402,7 +469,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(broken, monkeypatch):
         loss, weights = coefficients(loss_fn, log_probs)
         return (loss*float("nan") if trainer.progress.epochs == 2 else loss), weights
     monkeypatch.setattr(algorithm, "coefficients", spoiled)
-    stops(trainer, "^epoch 3: the loss is nan, of finite log-probabilities; the weights were not touched")
+    stops(trainer, "^epoch 3: the loss is nan, of finite log-probabilities; the weights were not "
+                   "touched")
 
 
 def test_a_slope_that_is_not_finite_is_named(broken, monkeypatch):
@@ -414,7 +482,8 @@ def test_a_slope_that_is_not_finite_is_named(broken, monkeypatch):
         return loss, weights
     monkeypatch.setattr(algorithm, "coefficients", spoiled)
     second = draw_prompts(trainer.collector.prompts, 2, 0, 2)[1]
-    stops(trainer, f"^epoch 3: the slope of the loss is inf for the prompt '{second}', image 1 of 2, step 2 of 2; the weights were not touched")
+    stops(trainer, f"^epoch 3: the slope of the loss is inf for the prompt '{second}', image 1 of "
+                   "2, step 2 of 2; the weights were not touched")
 
 
 def test_a_gradient_that_is_not_finite_is_traced_to_its_prompt_and_step(broken, monkeypatch):
@@ -422,11 +491,13 @@ def test_a_gradient_that_is_not_finite_is_traced_to_its_prompt_and_step(broken, 
     backward = algorithm.backward_log_probs
     def spoiled(policy, rollout, weights, **options):
         spent = backward(policy, rollout, weights, **options)
-        if trainer.progress.epochs == 2 and weights[0, :, 1].any(): trainable_parameters(policy)[0].grad[0] = float("nan")
+        if trainer.progress.epochs == 2 and weights[0, :, 1].any():
+            trainable_parameters(policy)[0].grad[0] = float("nan")
         return spent
     monkeypatch.setattr(algorithm, "backward_log_probs", spoiled)
     first = draw_prompts(trainer.collector.prompts, 2, 0, 2)[0]
-    stops(trainer, f"^epoch 3: the gradient's norm is nan; the weights were not touched.*; it comes from the prompt '{first}', step 2 of 2")
+    stops(trainer, "^epoch 3: the gradient's norm is nan; the weights were not touched.*; it comes "
+                   f"from the prompt '{first}', step 2 of 2")
 
 
 def test_latents_that_are_not_finite_stop_the_run(broken, monkeypatch):
@@ -439,7 +510,8 @@ def test_latents_that_are_not_finite_stop_the_run(broken, monkeypatch):
         if trainer.progress.epochs == 2: ruin()
         return sample(prompts, epoch, *rest, **named)
     monkeypatch.setattr(trainer.collector, "sample", spoiled)
-    stops(trainer, r"^epoch 3: latents became non-finite at step 1 of 2 \(timestep \d+\) for the prompt 'a painting of a")
+    stops(trainer, r"^epoch 3: latents became non-finite at step 1 of 2 \(timestep \d+\) for the "
+                   "prompt 'a painting of a")
 
 
 def test_weights_that_are_not_finite_are_not_saved_as_a_checkpoint(broken, monkeypatch):
@@ -447,11 +519,12 @@ def test_weights_that_are_not_finite_are_not_saved_as_a_checkpoint(broken, monke
     record = training.record
     def spoiled(trainer, row, images):
         if row["epoch"] == 3:
-            with torch.no_grad(): trainable_parameters(trainer.learner.policy)[0].fill_(float("nan"))
+            with torch.no_grad(): trainer.learner.weights[0].fill_(float("nan"))
         record(trainer, row, images)
     monkeypatch.setattr(training, "record", spoiled)
     stops(trainer, "^epoch 3: the weights are not finite, and were not saved")
-    assert all(w.isfinite().all() for w in load_file(broken/"final"/LORA).values()) # of the time before
+    final = load_file(broken/"final"/LORA) # of the time before
+    assert all(w.isfinite().all() for w in final.values())
 
 
 def test_a_spike_of_the_gradient_is_reported_once(tiny, tmp_path, monkeypatch):
@@ -464,7 +537,10 @@ def test_a_spike_of_the_gradient_is_reported_once(tiny, tmp_path, monkeypatch):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.train()
-    assert [str(w.message)[:76] for w in caught if "gradient" in str(w.message)] == ["epoch 7: a gradient of norm 50, 50 times the median of the epochs before (1)"]
+    said = [str(w.message) for w in caught if "gradient" in str(w.message)]
+    assert len(said) == 1
+    assert said[0].startswith("epoch 7: a gradient of norm 50, 50 times the median of the epochs "
+                              "before (1)")
 
 
 def test_random_numbers_of_a_reward_go_on(tiny, tmp_path):
@@ -476,7 +552,9 @@ def test_random_numbers_of_a_reward_go_on(tiny, tmp_path):
             return [random.random() + np.random.randn() + torch.rand(1).item() for _ in images]
         return colourfulness
     def seed():
-        random.seed(0), np.random.seed(0), torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
     seed()
     left_alone = Trainer(tiny(tmp_path/"straight", eval_rewards=()), reward=noisy(0)).train()
     seed()

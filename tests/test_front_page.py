@@ -35,6 +35,17 @@ def test_links_of_notebook_exist(notebook):
     missing = [link for link in relative_links(markdown(notebook)) if not (notebook.parent/link.split("#")[0]).exists()]
     assert not missing
 
+def texts(): # (path, text) of everything that may name a chapter
+    for pattern in ("*.md", "benchmarks/*.md", "benchmarks/*.py", "configs/*", "tests/*.py", "tools/*.py", ".github/**/*.yml", "Makefile", "settings.ini"):
+        for path in ROOT.glob(pattern): yield path, path.read_text(encoding="utf-8")
+    for path in NOTEBOOKS:
+        yield path, "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"])
+
+def test_no_text_names_a_chapter_that_is_gone():
+    known = {path.stem for path in NOTEBOOKS}
+    gone = {(path.name, name) for path, text in texts() for name in re.findall(r"(?<![\w/.-])([0-9]{2}_[a-z][a-z0-9_]+)\b", text)} - {(path.name, name) for path, _ in texts() for name in known}
+    assert not gone
+
 def test_map_of_the_book_names_every_notebook():
     rows = re.findall(r"^\| \[(\w+)\]\((\w+)\.ipynb\)", markdown(ROOT/"nbs"/"index.ipynb"), flags=re.M)
     assert rows == [(path.stem, path.stem) for path in NOTEBOOKS if path.stem != "index"]

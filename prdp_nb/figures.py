@@ -194,7 +194,7 @@ def draw_gains(
 # %% ../nbs/17_figures.ipynb #17f0de10
 def one_row(
     part: pd.DataFrame, # a summary's rows of one method and prompt set
-    scorer: str,
+    scorer: str, # its name
 ): # that row
     "A scorer's row. Raises `ValueError` where it is missing, or there twice."
     rows = part[part.scorer == scorer]

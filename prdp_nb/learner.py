@@ -90,7 +90,8 @@ class Learner:
         if c.ema_decay: self.average = follow_weights(self.optimizer, self.weights, c.ema_decay)
 
     @property
-    def weights(self) -> list[torch.nn.Parameter]: return trainable_parameters(self.policy)
+    def weights(self) -> list[torch.nn.Parameter]: # that are trained
+        return trainable_parameters(self.policy)
 
     @contextmanager
     def averaged(self):

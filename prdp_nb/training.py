@@ -35,7 +35,7 @@ from .trajectories import Rollout, noise_floor
 
 # %% ../nbs/24_training.ipynb #3fe06570
 def collect_and_update(
-    trainer: "Trainer",
+    trainer, # a `Trainer`, see below
     epoch: int, # counted from 0
 ) -> tuple[dict[str, float], list[Image.Image]]: # its row of `metrics.csv`, this process's images
     "One pass of Algorithm 1's outer loop."
@@ -80,7 +80,7 @@ class Trainer:
 
     @classmethod
     def resume(cls, run: str | Path, reward=None, config: Config | None = None, **named):
-        "A run that goes on from its newest intact checkpoint; arguments as of `resumed_task`."
+        "A `run` goes on from its newest intact checkpoint; `reward`, `named` as of `resumed_task`."
         return cls(*resumed_task(run, reward, config, named), resume=True)
 
     def train(self) -> Path: # the run folder

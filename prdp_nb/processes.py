@@ -201,7 +201,7 @@ def whole_tensor(value): # a share, or anything else -> whole and on the CPU, or
 def cut_up(
     value: Tensor, # whole, or a single number
     share: Tensor, # of a parameter, as this process holds it
-) -> Tensor:
+) -> Tensor: # a `DTensor`; of a single number, the same
     "This process's share of a tensor that belongs to a parameter."
     from torch.distributed.tensor import distribute_tensor
     if value.shape != share.shape: return value

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RETRY_SECONDS', 'term_table', 'score_terms', 'Retrying', 'retrying', 'Scores', 'join_scores', 'score_each',
-           'score_prompts', 'join_answers', 'Scoring', 'no_scores', 'sample_options', 'Collector', 'probe', 'located',
-           'BeforeAfter']
+           'score_prompts', 'join_answers', 'Scoring', 'no_scores', 'sample_options', 'Collected', 'Collector', 'probe',
+           'located', 'BeforeAfter']
 
 # %% ../nbs/22_scoring.ipynb #54627ac0
 import time, warnings
@@ -197,6 +197,13 @@ def sample_options(
     return dict(online=c.online, first=epoch == 0, reference_images=c.reference_images,
                 batch_size=c.batch_size)
 
+# %% ../nbs/22_scoring.ipynb #5d20c0b9
+class Collected(NamedTuple):
+    "What an epoch learns from, of this process's prompts."
+    rollout: Rollout # of the prompts that could be scored
+    scores: Scores # of the same ones
+    images: list[Image.Image] # of all prompts
+
 # %% ../nbs/22_scoring.ipynb #1fd792cd
 class Collector:
     "What an epoch learns from: trajectories of the policy, with the scores of their images."
@@ -226,8 +233,8 @@ class Collector:
             return sample_epoch(learner.policy, prompts, condition, seeds, progress=bar.update,
                                 finished=finished, **sample_options(c, epoch))
 
-    def collect(self, prompts: list[str], epoch: int) -> tuple[Rollout, Scores, list[Image.Image]]:
-        "Sample this process's `prompts` and, meanwhile, score them; prompts may be left out."
+    def collect(self, prompts: list[str], epoch: int) -> Collected:
+        "Sample this process's `prompts` and score them meanwhile; `epoch` counts from 0."
         c, scores = self.config, no_scores(self.reward, self.config)
         with Scoring(self.reward, prompts, c) as scoring:
             def finished(latents):
@@ -236,7 +243,7 @@ class Collector:
             with self.ranks.together(every=c.on_reward_error == "skip_prompt"):
                 scores = scoring.wait()
         if len(scores.kept) < len(prompts): rollout = rollout.of_prompts(scores.kept)
-        return rollout, scores, scoring.images
+        return Collected(rollout, scores, scoring.images)
 
 # %% ../nbs/22_scoring.ipynb #2bac3b9e
 def probe(

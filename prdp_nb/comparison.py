@@ -25,6 +25,7 @@ def fixed_seeds(
     "The seeds of an evaluation: image j of prompt i has 1000·i + j."
     return [1000*i + j for i in prompts for j in range(images)]
 
+# %% ../nbs/16_comparison.ipynb #22bf4fc1
 @dataclass
 class Evaluation:
     "What scorers say of one model's images."
@@ -144,6 +145,7 @@ def win_rate(gains: np.ndarray) -> float: # of any shape -> 0 to 1
     "The share of positive gains, with ties as half."
     return float((np.sign(gains).mean() + 1)/2)
 
+# %% ../nbs/16_comparison.ipynb #ce1e326d
 def summary_row(
     part: pd.DataFrame, # rows of one scorer and one prompt set
 ) -> dict: # column -> number

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'Diversity', 'load_scorer', 'listed', 'load_sets', 'load_scorers', 'base_of', 'evaluate_set',
-           'evaluate_runs', 'sample_prompts', 'draw_models', 'draw_strip', 'gather_metrics']
+           'experiment_name', 'evaluate_runs', 'sample_prompts', 'check_ways', 'draw_models', 'spaced_checkpoints',
+           'draw_strip', 'labelled_metrics', 'gather_metrics']
 
 # %% ../nbs/25_evaluation.ipynb #76ee2b36
 from functools import lru_cache, partial
@@ -111,6 +112,11 @@ def evaluate_set(
     tuned = measure(pipe, title=f"{Path(config.output_dir).name} on {name}")
     return compare(bases[key], tuned, config, name)
 
+# %% ../nbs/25_evaluation.ipynb #68602315
+def experiment_name(run: str | Path, checkpoint: str) -> str: # a run folder; which model of it
+    name = Path(run).resolve().name
+    return name if checkpoint == "final" else f"{name}/{checkpoint}"
+
 # %% ../nbs/25_evaluation.ipynb #f649a56e
 def evaluate_runs(
     runs: str | Path | list, # run folders
@@ -127,12 +133,10 @@ def evaluate_runs(
     for run in listed(runs):
         config, pipe = load_checkpoint(run, checkpoint, device)
         images = images_per_prompt or config.eval_images_per_prompt
-        name = Path(run).resolve().name
-        if checkpoint != "final": name += f"/{checkpoint}"
         scorers = load_scorers(config, rewards, load)
         for prompt_set, texts in load_sets(config, prompts).items():
             table = evaluate_set(pipe, config, texts, prompt_set, scorers, images, bases)
-            tables.append(table.assign(experiment=name))
+            tables.append(table.assign(experiment=experiment_name(run, checkpoint)))
     return pd.concat(tables, ignore_index=True)
 
 # %% ../nbs/25_evaluation.ipynb #301ef832
@@ -147,6 +151,18 @@ def sample_prompts(
     return generate(pipe, prompts, seeds, config.num_inference_steps, config.guidance_scale,
                     config.batch_size)
 
+# %% ../nbs/25_evaluation.ipynb #de85fff0
+def check_ways(runs: dict[str, str | Path]): # label -> run folder
+    "Raises `ValueError` for `runs` that sample in different ways: they have no base in common."
+    names, ways = ("model", "num_inference_steps", "guidance_scale"), {}
+    for label, run in runs.items():
+        config = run_config(run)
+        ways[label] = {name: getattr(config, name) for name in names}
+        first = next(iter(ways))
+        if ways[label] != ways[first]:
+            raise ValueError(f"{label} samples with {ways[label]}, {first} with {ways[first]}: "
+                             "they have no base in common")
+
 # %% ../nbs/25_evaluation.ipynb #25e0de14
 def draw_models(
     runs: dict[str, str | Path], # label -> run folder
@@ -158,17 +174,21 @@ def draw_models(
 ):
     """A row for the base and one for each run, a column for each prompt, the same seed in each
     column. Raises `ValueError` for runs that sample in different ways."""
-    rows, ways, names = {}, {}, ("model", "num_inference_steps", "guidance_scale")
+    rows = {}
+    check_ways(runs)
     for label, run in runs.items():
         config, pipe = load_checkpoint(run, checkpoint, device)
-        ways[label] = {name: getattr(config, name) for name in names}
-        first = next(iter(ways))
-        if ways[label] != ways[first]:
-            raise ValueError(f"{label} samples with {ways[label]}, {first} with {ways[first]}: "
-                             "they have no base in common")
         if not rows: rows["base"] = sample_prompts(config, base_of(config, pipe), prompts, image)
         rows[label] = sample_prompts(config, pipe, prompts, image)
     draw_grid(rows, prompts, path)
+
+# %% ../nbs/25_evaluation.ipynb #d18b0861
+def spaced_checkpoints(run: str | Path, number: int) -> list[str]: # a run folder; at most so many
+    "Evenly spaced checkpoints of a run, the last among them."
+    names, last = list(checkpoints(run)), f"epoch_{run_config(run).epochs:04}"
+    if names[-1] == "final" and last in names: names.remove(last) # that one is `final`
+    kept = np.linspace(len(names) - 1, 0, number).round().astype(int)
+    return [names[i] for i in np.unique(kept)]
 
 # %% ../nbs/25_evaluation.ipynb #f39b4272
 def draw_strip(
@@ -180,16 +200,25 @@ def draw_strip(
     device: str | None = None, # None: the run's own, or the best there is
 ):
     "A row for each prompt, a column for the base and for each checkpoint, one seed a row."
-    names, sampled = list(checkpoints(run)), {}
-    last = f"epoch_{run_config(run).epochs:04}"
-    if names[-1] == "final" and last in names: names.remove(last) # that one is `final`
-    for i in np.unique(np.linspace(len(names) - 1, 0, columns).round().astype(int)):
-        config, pipe = load_checkpoint(run, names[i], device)
+    sampled = {}
+    for name in spaced_checkpoints(run, columns):
+        config, pipe = load_checkpoint(run, name, device)
         if not sampled:
             sampled["base"] = sample_prompts(config, base_of(config, pipe), prompts, image)
-        sampled[names[i].replace("_", " ")] = sample_prompts(config, pipe, prompts, image)
+        sampled[name.replace("_", " ")] = sample_prompts(config, pipe, prompts, image)
     rows = zip(*sampled.values())
     draw_grid({prompt: list(row) for prompt, row in zip(prompts, rows)}, list(sampled), path)
+
+# %% ../nbs/25_evaluation.ipynb #aef249aa
+def labelled_metrics(run: str | Path, method: str) -> pd.DataFrame: # a run folder; its method
+    "A run's metrics with method and seed. Raises `ValueError` where no epoch is done."
+    seed = run_config(run).seed
+    if not (Path(run)/"metrics.csv").exists():
+        raise ValueError(f"{str(run)!r} has no metrics.csv yet: its first epoch is not done")
+    metrics = read_metrics(run)
+    metrics.insert(0, "method", method)
+    metrics.insert(1, "seed", seed)
+    return metrics
 
 # %% ../nbs/25_evaluation.ipynb #7bb8edc7
 def gather_metrics(
@@ -197,15 +226,6 @@ def gather_metrics(
 ) -> pd.DataFrame: # method, seed, and the columns of `metrics.csv`
     """The metrics of several runs. Raises `ValueError` for a folder that is not a run's, or has no
     epoch behind it."""
-    tables = []
-    for method, folders in runs.items():
-        for run in listed(folders):
-            seed = run_config(run).seed
-            if not (Path(run)/"metrics.csv").exists():
-                raise ValueError(f"{str(run)!r} has no metrics.csv yet: its first epoch is not "
-                                 "done")
-            metrics = read_metrics(run)
-            metrics.insert(0, "method", method)
-            metrics.insert(1, "seed", seed)
-            tables.append(metrics)
+    tables = [labelled_metrics(run, method)
+              for method, folders in runs.items() for run in listed(folders)]
     return pd.concat(tables, ignore_index=True)

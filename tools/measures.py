@@ -13,7 +13,7 @@ def cells_of(notebook: Path, kind: str) -> list[str]: # "code" or "markdown"
 def measure_notebook(notebook: Path) -> dict: # the numbers of one notebook
     code, prose = cells_of(notebook, "code"), cells_of(notebook, "markdown")
     exported = [len(cell.splitlines()) for cell in code if re.match(r"\s*#\|\s*exports?\b", cell)]
-    lines = [line for cell in code for line in cell.splitlines() if "%pip install" not in line and "find_spec(name)" not in line]
+    lines = [line for cell in code for line in cell.splitlines()]
     return dict(name=notebook.stem, cells=len(code) + len(prose), columns=max(map(len, lines), default=0),
                 exported=max(exported, default=0), median=statistics.median(exported or [0]),
                 words=sum(len(cell.split()) for cell in prose))

@@ -12,7 +12,7 @@ import argparse, sys
 from dataclasses import asdict, fields
 from pathlib import Path
 from .config import PRESETS, Config, ConfigFields, check
-from .processes import Elsewhere
+from .processes import Elsewhere, leave_ranks
 from .rewards import REWARDS, RewardError
 
 # %% ../nbs/26_commands.ipynb #0d25b8b2
@@ -111,7 +111,9 @@ def train_command(
 ) -> int: # exit status
     "The command `prdp_train`."
     arguments = sys.argv[1:] if arguments is None else arguments
-    return run_command("prdp_train", lambda: make_trainer(arguments).train())
+    status = run_command("prdp_train", lambda: make_trainer(arguments).train())
+    if status == 0: leave_ranks() # after an error, others may still wait in a call of all
+    return status
 
 # %% ../nbs/26_commands.ipynb #8ab17242
 def check_output(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNSHARDED', 'REFUSED', 'FSDP', 'Exchange', 'gather_rollout', 'Ranks', 'Elsewhere', 'fail_together', 'check_shards',
            'Shards', 'shard_unet', 'whole_tensor', 'cut_up', 'gathered', 'asked', 'check_engine', 'check_fsdp',
-           'join_ranks', 'check_accelerator', 'make_accelerator']
+           'join_ranks', 'leave_ranks', 'check_accelerator', 'make_accelerator']
 
 # %% ../nbs/23_processes.ipynb #d276a128
 import copy, os
@@ -269,6 +269,12 @@ def join_ranks() -> Ranks: # alone where nobody has started several
     ranks = (Shards if sharded else Ranks)(state.process_index, count, state.device)
     if sharded: ranks.keep = os.environ["FSDP_RESHARD_AFTER_FORWARD"] == "false"
     return ranks
+
+# %% ../nbs/23_processes.ipynb #c0ffee23
+def leave_ranks():
+    "Leave the group of processes, at the end of a program: gloo may abort one that just exits."
+    group = torch.distributed
+    if group.is_available() and group.is_initialized(): group.destroy_process_group()
 
 # %% ../nbs/23_processes.ipynb #5d23c0b6
 def check_accelerator(config: Config, accelerator): # an `accelerate.Accelerator`

@@ -9,6 +9,8 @@ FILES = sorted([*(ROOT/"prdp_nb").glob("*.py"), *(ROOT/"tools").glob("*.py")])
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 # of torch.distributed and accelerate, which pickle what they send
 OBJECTS = {"all_gather_object", "broadcast_object_list", "gather_object", "scatter_object_list"}
+# Between the processes of one run, which started together, nothing strange can be in what is sent.
+ALLOWED = {"processes.py": ["gather_object pickles what it sends"]}
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 UNSAFE = dict(torch={"load"}, yaml={"load", "unsafe_load", "full_load"}) # module -> its functions
 SAFE_VALUES = dict(trust_remote_code=False, allow_pickle=False, shell=False, weights_only=True)
@@ -30,6 +32,7 @@ def from_faults(node: ast.ImportFrom):
     for alias in node.names:
         if alias.name in UNSAFE.get(node.module, ()):
             yield f"{node.module}.{alias.name} under another name"
+        if alias.name in OBJECTS: yield f"{alias.name} pickles what it sends"
 
 def attribute_faults(node: ast.Attribute):
     name = ast.unparse(node)
@@ -64,11 +67,13 @@ def found(source: str) -> list[str]:
             for node in nodes if id(node) not in safe for fault in faults(node)]
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_no_file_runs_what_it_reads(path): assert found(path.read_text(encoding="utf-8")) == []
+def test_no_file_runs_what_it_reads(path):
+    faults_of_it = [fault.partition(": ")[2] for fault in found(path.read_text(encoding="utf-8"))]
+    assert faults_of_it == ALLOWED.get(path.name, [])
 
 def test_there_is_something_to_look_at():
     calls = [path.name for path in FILES if "torch.load(" in path.read_text(encoding="utf-8")]
-    assert {"rewards.py", "training.py"} <= {*calls}
+    assert {"clip_rewards.py", "training.py"} <= {*calls}
     assert "safe_load" in (ROOT/"prdp_nb/config.py").read_text(encoding="utf-8")
 
 FAULTY = [
@@ -82,7 +87,8 @@ FAULTY = [
     "from yaml import load", "AutoModel.from_pretrained(name, trust_remote_code=True)",
     "load_dataset(name, trust_remote_code=remote)", "eval(text)", "exec(text)",
     "subprocess.run(text, shell=True)", "os.system(text)",
-    "torch.distributed.all_gather_object(found, mine)"]
+    "torch.distributed.all_gather_object(found, mine)",
+    "from accelerate.utils import gather_object"]
 
 @pytest.mark.parametrize("source", FAULTY)
 def test_each_fault_is_found(source): assert found(source)

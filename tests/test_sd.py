@@ -54,9 +54,9 @@ def test_the_noise_floor_of_float32_is_below_1e_7(trained): assert trained.noise
 
 def test_the_first_ratio_of_an_epoch_is_exactly_1(trained):
     "At θ as it is after an epoch: what was recorded while sampling is, to the bit, what scoring in the same batch gives."
-    assert any((a != b).any() for a, b in zip(trained.before_training, (p for p in trained.policy.denoiser.parameters() if p.requires_grad)))
-    rollout = trained.sample(PROMPTS[:1], 7)
-    again = score(trained.policy, rollout, trained.config.batch_size)
+    assert any((a != b).any() for a, b in zip(trained.before_training, (p for p in trained.learner.policy.denoiser.parameters() if p.requires_grad)))
+    rollout = trained.collector.sample(PROMPTS[:1], 7)
+    again = score(trained.learner.policy, rollout, trained.config.batch_size)
     assert rollout.log_probs.shape == (1, 3, 50) and rollout.log_probs.std() > 0.1
     assert torch.equal(again, rollout.log_probs) and ((again - rollout.log_probs).exp() == 1).all()
 
@@ -72,7 +72,7 @@ def test_stock_diffusers_paints_with_the_result(trained, folder):
     stock = StableDiffusionPipeline.from_pretrained(folder if lora else final, safety_checker=None)
     stock.scheduler = load_pipeline(folder).scheduler
     if lora: stock.load_lora_weights(final)
-    ours = np.asarray(generate(trained.pipe, PROMPTS[:1], [1], 5, 5.0)[0], int)
+    ours = np.asarray(generate(trained.learner.pipe, PROMPTS[:1], [1], 5, 5.0)[0], int)
     assert np.abs(paint(stock) - ours).max() <= 1
     assert np.abs(paint(load_pipeline(folder)) - ours).max() > 1
 

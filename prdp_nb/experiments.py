@@ -127,7 +127,6 @@ def epochs_of(run: LabRun, lab: Lab, policy: Policy): # `train` with a run's set
                  learning_rate=partial(step_size, run), updates_per_epoch=run.updates,
                  online=run.online, make_optimizer=adamw, max_grad_norm=run.max_grad_norm)
 
-# %% ../nbs/30_stability.ipynb #3e6c6bcb
 def lose(policy: Policy, run: LabRun): # changed in place
     "Twenty epochs of DDPO with too large a step, on a reward that is all but a prompt's own."
     changes = dict(learning_rate=1e-2, prompt_share=0.95, epochs=20, fallen=False)
@@ -178,7 +177,7 @@ def append(path: Path, run: LabRun, rows: list[dict]): # to a table, made where 
         for row in rows:
             writer.writerow(asdict(run) | {name: format(row[name], ".5g") for name in FOUND})
 
-# %% ../nbs/30_stability.ipynb #2d791b0d
+# %% ../nbs/30_stability.ipynb #e3136179
 def work(run: LabRun) -> tuple[LabRun, list[dict]]: # what a worker does
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

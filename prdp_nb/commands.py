@@ -143,6 +143,8 @@ def sample_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="decides the noise (default: 0)")
     parser.add_argument("--output", metavar="FILE", default="sample.png",
                         help="where to write the image (default: sample.png)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: as in the run, or the "
+                        "best there is)")
     return parser
 
 # %% ../nbs/26_commands.ipynb #81b62fd2
@@ -151,8 +153,8 @@ def write_sample(options: argparse.Namespace): # of `sample_parser`
     from prdp_nb.models import generate
     from prdp_nb.runs import load_checkpoint
     check_output(options.output, [".png", ".jpg", ".jpeg", ".webp"])
-    check("seed", options.seed, dict(at_least=0, below=2**63))
-    config, pipe = load_checkpoint(options.run)
+    check("seed", options.seed, dict(at_least=0, below=2**32))
+    config, pipe = load_checkpoint(options.run, device=options.device)
     images = generate(pipe, [options.prompt], [options.seed], config.num_inference_steps,
                       config.guidance_scale)
     images[0].save(options.output)
@@ -181,6 +183,8 @@ def evaluate_parser() -> argparse.ArgumentParser:
     add("run", metavar="RUN", help="a run folder of prdp_train")
     add("--prompts", nargs="+", default=(), metavar="SET",
         help="prompts: sets by name, or files (default: those of the run)")
+    add("--prompt_column", metavar="NAME",
+        help="column of the prompt files that holds the prompts (default: as in the run)")
     add("--rewards", nargs="+", default=(), metavar="NAME",
         help=f"scorers: {', '.join(REWARDS | MEASURES)}, URLs of scoring services, or weighted "
         "sums of all but the last name (default: those of the run)")
@@ -207,7 +211,7 @@ def write_evaluation(options: argparse.Namespace): # of `evaluate_parser`
     if output and output.exists(): read_table(output)
     if options.plot: check_output(options.plot, [".png", ".pdf", ".svg"])
     table = evaluate_runs(options.run, options.prompts, options.rewards, options.checkpoint,
-                          options.images_per_prompt, options.device)
+                          options.images_per_prompt, options.device, options.prompt_column)
     if output: append_rows(output, table[COLUMNS])
     summary = summarise(table)
     if options.plot: draw_gains(summary, options.plot)

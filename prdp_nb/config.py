@@ -98,7 +98,7 @@ class TaskOptions:
         "run folder for everything that comes out; it must be new or empty")
     seed: int = option(0,
         "decides prompts, noise and initial weights; same seed, same machine: same run",
-        at_least=0, below=2**63)
+        at_least=0, below=2**32)
 
 # %% ../nbs/20_config.ipynb #90c61d92
 @dataclass
@@ -179,7 +179,8 @@ class ReportOptions:
     eval_prompts: str | None = option(None,
         "prompts of the before-and-after table: a set or a file; where not given, up to 100 of "
         "the training prompts")
-    eval_images_per_prompt: int = option(4, "images of each of them", at_least=1)
+    eval_images_per_prompt: int = option(4, "images of each of them",
+        at_least=1, at_most=1000)
     eval_rewards: tuple[str, ...] = option(("emoji_score", "emoji_aesthetic", "emoji_judge"),
         "scorers of the table, beside the reward itself")
     save_every: int = option(10, "epochs from one checkpoint and sheet of samples to the next",

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from PIL import Image
 from torch.nn.functional import normalize
-from .comparison import compare, evaluate, fixed_seeds, thin
+from .comparison import SEEDS_A_PROMPT, compare, evaluate, fixed_seeds, thin
 from .config import Config, check
 from .emoji import EmojiScore
 from .figures import draw_grid
@@ -69,9 +69,10 @@ def listed(given) -> list: # one thing or several
 def load_sets(
     config: Config, # of a run
     prompts: str | list[str] = (), # sets or files; where none is given, the run's own
+    prompt_column: str | None = None, # of the files; None: as in the run
 ) -> dict[str, list[str]]: # name -> prompts
     "The prompts to evaluate on. Training prompts are thinned to at most 100, as in training."
-    column = config.prompt_column
+    column = prompt_column or config.prompt_column
     names = listed(prompts) or listed(config.eval_prompts or ())
     if not names: return {config.prompts: thin(load_prompts(config.prompts, column), 100)}
     return {str(name): load_prompts(name, column) for name in names}
@@ -107,7 +108,7 @@ def evaluate_set(
     measure = partial(evaluate, prompts=prompts, scorers=scorers, config=config, images=images,
                       keep=0)
     key = (config.model, config.dtype, config.num_inference_steps, config.guidance_scale, images,
-           name, *scorers)
+           tuple(prompts), tuple(scorers))
     if key not in bases: bases[key] = measure(base_of(config, pipe), title=f"base on {name}")
     tuned = measure(pipe, title=f"{Path(config.output_dir).name} on {name}")
     return compare(bases[key], tuned, config, name)
@@ -125,16 +126,17 @@ def evaluate_runs(
     checkpoint: str = "final", # which model of each run
     images_per_prompt: int | None = None, # None: each run's own number
     device: str | None = None, # None: each run's own, or the best there is
+    prompt_column: str | None = None, # of prompt files; None: as in each run
 ) -> pd.DataFrame: # the `COLUMNS` of 16; a row a run, set, scorer and prompt
     """Runs against their base on the same seeds. The experiment has the name of the run folder.
     Raises `ValueError`, `OSError` or `RewardError`."""
-    check("images_per_prompt", images_per_prompt, dict(at_least=1))
+    check("images_per_prompt", images_per_prompt, dict(at_least=1, at_most=SEEDS_A_PROMPT))
     load, bases, tables = lru_cache(None)(load_scorer), {}, []
     for run in listed(runs):
         config, pipe = load_checkpoint(run, checkpoint, device)
         images = images_per_prompt or config.eval_images_per_prompt
         scorers = load_scorers(config, rewards, load)
-        for prompt_set, texts in load_sets(config, prompts).items():
+        for prompt_set, texts in load_sets(config, prompts, prompt_column).items():
             table = evaluate_set(pipe, config, texts, prompt_set, scorers, images, bases)
             tables.append(table.assign(experiment=experiment_name(run, checkpoint)))
     return pd.concat(tables, ignore_index=True)
@@ -147,6 +149,7 @@ def sample_prompts(
     image: int = 0, # which image of each prompt
 ) -> list[Image.Image]: # P
     "An image of each prompt, with the seed it has in evaluations (`fixed_seeds`)."
+    check("image", image, dict(at_least=0, below=SEEDS_A_PROMPT))
     seeds = [seed + image for seed in fixed_seeds(range(len(prompts)), 1)]
     return generate(pipe, prompts, seeds, config.num_inference_steps, config.guidance_scale,
                     config.batch_size)

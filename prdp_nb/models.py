@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .policies import Condition, Policy
 from .rewards import brief, lookup
 from .schedules import diffusion_schedule
-from .trajectories import oom_hint
+from .trajectories import noise_generator, oom_hint
 
 # %% ../nbs/13_models.ipynb #5fbe7e17
 def use_ddim(pipe): # any `StableDiffusionPipeline`, changed in place; returns it
@@ -245,7 +245,7 @@ def generate(
     warn: bool = True, # about truncated prompts; False where they were counted before
 ) -> list[Image.Image]: # M RGB images
     """Images from the stock pipeline with the sampler of training, DDIM at `eta=1`. Raises
-    `MemoryError` where the GPU is too small."""
+    `ValueError` as `noise_generator`, and `MemoryError` where the GPU is too small."""
     use_ddim(pipe)
     if warn: warn_truncated(pipe, prompts)
     sampler = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, eta=1.0)
@@ -256,7 +256,7 @@ def generate(
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
             condition = encode_prompts(pipe, prompts[batch], warn=False)
-            generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[batch]]
+            generators = [noise_generator(seed) for seed in seeds[batch]]
             given = stock_condition(pipe, condition, unconditional)
             images += pipe(**given, generator=generators, **sampler).images
             if progress: progress(len(prompts[batch]))

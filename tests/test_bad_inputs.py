@@ -266,7 +266,7 @@ LINES = [ # what is typed after prdp_, what the error must say
     ("train --epochs 0", "epochs must be at least 1, not 0"),
     ("train --epochs 1e3", "epochs must be of type int, not '1e3'"),
     ("train --seed -1", "seed must be at least 0, not -1"),
-    ("train --seed 9223372036854775808", "seed must be below 9223372036854775808"),
+    ("train --seed 4294967296", "seed must be below 4294967296"),
     ("train --guidance_scale 0.5", "guidance_scale must be at least 1, not 0.5"),
     ("train --learning_rate 0", "learning_rate must be above 0, not 0.0"),
     ("train --kl_weight inf", "kl_weight must be below inf, not inf"),

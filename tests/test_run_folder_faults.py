@@ -149,8 +149,8 @@ def test_of_a_folder_that_was_moved_and_linked_only_the_link_goes(name, run, tmp
 # Strangers in the folder
 
 
-STRANGERS = ("epoch_0001_backup", ".epoch_0001_backup.old", "epoch_x", "epoch_", "epoch_0002.tmp", "old",
-             "epoch_-1", "epoch_٣")
+STRANGERS = ("epoch_0001_backup", ".epoch_0001_backup.old", "epoch_x", "epoch_", "epoch_0002.tmp",
+             "old", "epoch_-1", "epoch_٣")
 
 
 def test_strangers_among_the_checkpoints_are_left_alone(tiny):

@@ -77,10 +77,13 @@ def discard(
     run: Path, # the run folder
     name: str, # of a folder in it
 ):
-    "Delete a folder of a run, so that half of it is never found in its place."
-    shutil.rmtree(run/".removing", ignore_errors=True)
-    if (run/name).exists(): os.replace(run/name, run/".removing")
-    shutil.rmtree(run/".removing", ignore_errors=True)
+    "Delete a folder of a run, so that half of it is never found in its place; of a link, the link."
+    removing = run/".removing"
+    if removing.is_symlink(): removing.unlink()
+    shutil.rmtree(removing, ignore_errors=True)
+    if (run/name).exists(): os.replace(run/name, removing)
+    if removing.is_symlink(): removing.unlink()
+    shutil.rmtree(removing, ignore_errors=True)
 
 # %% ../nbs/21_runs.ipynb #bf9043ef
 def aside(folder: Path) -> Path: # -> where it is kept while it is replaced

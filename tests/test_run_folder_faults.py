@@ -133,11 +133,24 @@ def test_a_file_in_the_place_of_a_folder_is_left_alone(run):
     assert (run/"final").read_text() == "notes"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_of_a_folder_that_was_moved_and_linked_only_the_link_goes(name, run, tmp_path_factory):
+    moved = tmp_path_factory.mktemp("another disk")/"moved"
+    atomic_write(run, name, fill_with("old"))
+    shutil.move(run/name, moved)
+    (run/name).symlink_to(moved)
+    for text in ("new", "newer", "newest"):
+        atomic_write(run, name, fill_with(text))
+        assert content(run/name) == text and not (run/name).is_symlink()
+    assert content(moved) == "old"
+    assert {path.name for path in run.iterdir()} == {"checkpoints", name.split("/")[0]}
+
+
 # Strangers in the folder
 
 
-STRANGERS = ("epoch_0001_backup", ".epoch_0001_backup.old", "epoch_x", "epoch_", "epoch_0002.tmp", "old",
-             "epoch_-1", "epoch_٣")
+STRANGERS = ("epoch_0001_backup", ".epoch_0001_backup.old", "epoch_x", "epoch_", "epoch_0002.tmp",
+             "old", "epoch_-1", "epoch_٣")
 
 
 def test_strangers_among_the_checkpoints_are_left_alone(tiny):

@@ -1,9 +1,12 @@
 """Rooms 11, 16, 21 and 26: tables and text that are read or written wrong. The content comes back
 as it was written, or one line says what is wrong with the file."""
-import json, random
+import ast, json, random
 from pathlib import Path
-import pandas as pd, pytest
+import numpy as np, pandas as pd, pytest
+from prdp_nb.commands import evaluate_command
+from prdp_nb.comparison import COLUMNS, gain_matrix, read_table
 from prdp_nb.prompts import load_prompts
+from prdp_nb.runs import append_rows, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -128,3 +131,123 @@ def test_a_mutated_file_is_read_or_refused_in_one_line(suffix, tmp_path):
         assert len({*prompts} & {*PROMPTS}) >= len(prompts) - 3 # all but those that were changed
         assert not any("\0" in prompt for prompt in prompts)
     assert read and refused
+
+# Tables
+
+ROW = dict(experiment="run", method="prdp", seed=0, prompt_set="animals", prompt="a fox",
+           scorer="colourfulness", base=0.5, tuned=0.75)
+
+def table_of(path: Path, *changes: dict) -> pd.DataFrame:
+    append_rows(path, [ROW | change for change in changes])
+    return read_table(path)
+
+TEXT = ["null", "NA", "nan", "None", "N/A", "001", "0", "1.50", "1e5", "True", "inf", "-", "",
+        "#N/A", "a fox, art", 'a "sly" fox', "a fox\nand a duck", "a fox\r", "狐 🦊", " a fox"]
+
+def test_text_in_a_table_of_evaluations_comes_back_as_it_was(tmp_path):
+    for column in ("prompt", "experiment", "method", "prompt_set", "scorer"):
+        table = table_of(tmp_path/f"{column}.csv", *({column: text} for text in TEXT))
+        assert table[column].tolist() == TEXT
+        assert table.seed.dtype == int and table.base.dtype == table.tuned.dtype == float
+        assert table.tuned.tolist() == [0.75]*len(TEXT)
+
+def test_all_prompts_that_look_like_no_value_count(tmp_path):
+    table = table_of(tmp_path/"table.csv", *(dict(prompt=text) for text in ("null", "NA", "7")))
+    assert gain_matrix(table).shape == (1, 3)
+
+def test_experiments_of_two_files_are_of_one_kind(tmp_path):
+    for name in ("001", "run"): append_rows(tmp_path/f"{name}.csv", [ROW | dict(experiment=name)])
+    table = read_table(tmp_path/"001.csv", tmp_path/"run.csv")
+    assert table.experiment.tolist() == ["001", "run"]
+
+def test_numbers_that_are_none_stay_so(tmp_path):
+    table = table_of(tmp_path/"table.csv", dict(base=float("nan")), dict(tuned=1e-300))
+    assert np.isnan(table.base[0]) and table.tuned[1] == 1e-300
+
+HEADER = ",".join(COLUMNS) + "\n"
+
+@pytest.mark.parametrize("content, expected", [
+    (HEADER + "run,prdp,0,animals,a fo", "could not convert string to float"),
+    (HEADER + "run,prdp,0,animals,a fox,x,0.5,high\n", "could not convert string to float: 'high'"),
+    (HEADER + "run,prdp,0,animals,a fox,x,1,2\nrun,prdp,0,animals,a fox,art,x,1,2\n",
+     "Expected 8 fields in line 3, saw 9"),
+    ("", "No columns to parse"), ("prompt\na fox\n", "it lacks experiment, method")])
+def test_what_is_no_table_of_evaluations(content, expected, tmp_path):
+    path = written(tmp_path/"table.csv", content)
+    said = error_of(read_table, path)
+    assert said.startswith(f"{str(path)!r} is no table of evaluations: ") and expected in said
+
+RESULTS = [path for path in sorted((ROOT/"nbs/results").glob("*.csv"))
+           if path.read_text(encoding="utf-8").startswith("experiment,")]
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_the_results_of_the_book_read_as_before(path):
+    pd.testing.assert_frame_equal(read_table(path), pd.read_csv(path), check_exact=True)
+
+def test_rows_are_not_added_to_a_table_with_other_columns(tmp_path):
+    for columns in (COLUMNS[::-1], COLUMNS[:-1], [*COLUMNS, "note"]):
+        content = ",".join(columns) + "\r\n"
+        path = written(tmp_path/"table.csv", content)
+        said = error_of(append_rows, path, [ROW])
+        assert said == (f"{str(path)!r} has the columns {', '.join(columns)}, the rows to add "
+                        f"have {', '.join(COLUMNS)}: add them to another file")
+        assert path.read_bytes() == content.encode()
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\r"])
+def test_a_missing_end_of_the_last_line_is_added(end, tmp_path):
+    path = written(tmp_path/"table.csv", HEADER + "one,prdp,0,animals,a fox,x,0.1,0.2" + end)
+    assert table_of(path, {}).experiment.tolist() == ["one", "run"]
+    assert read_table(path).tuned.tolist() == [0.2, 0.75]
+
+@pytest.mark.parametrize("content", ["", HEADER, HEADER.strip(), "\ufeff" + HEADER])
+def test_a_file_without_rows_gets_them(content, tmp_path):
+    path = written(tmp_path/"table.csv", content)
+    table = table_of(path, {}, {})
+    assert list(table) == COLUMNS and len(table) == 2
+
+def test_the_command_refuses_such_a_table_before_it_samples(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("prdp_nb.evaluation.evaluate_runs", lambda *a: pytest.fail("sampled"))
+    output = written(tmp_path/"table.csv", ",".join(COLUMNS[::-1]) + "\n")
+    assert evaluate_command(["run", "--output", str(output)]) == 1
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert f"has the columns {', '.join(COLUMNS[::-1])}, the rows to add have " in said
+
+def test_a_torn_row_of_metrics_is_not_read_as_nan(tmp_path):
+    rows = [dict(epoch=epoch, kl=float("nan"), reward_mean=0.1 + 0.2) for epoch in (1, 2)]
+    append_rows(tmp_path/"metrics.csv", rows)
+    metrics = read_metrics(tmp_path)
+    assert metrics.reward_mean.tolist() == [0.1 + 0.2]*2 and metrics.kl.isna().all()
+    content = (tmp_path/"metrics.csv").read_text(encoding="utf-8")
+    written(tmp_path/"metrics.csv", content.rpartition(",")[0])
+    assert "metrics.csv' is torn: could not convert" in error_of(read_metrics, tmp_path)
+
+# Encodings
+
+def is_text(call: ast.Call) -> bool:
+    "Does a call open a file as text? Those of other libraries and of the system do not."
+    function = call.func
+    if isinstance(function, ast.Attribute): return function.attr in ("read_text", "write_text")
+    mode = call.args[1] if len(call.args) > 1 else ast.Constant("r")
+    for keyword in call.keywords: mode = keyword.value if keyword.arg == "mode" else mode
+    return isinstance(function, ast.Name) and function.id == "open" and "b" not in mode.value
+
+def names_utf_8(call: ast.Call) -> bool:
+    given = [*call.args, *(keyword.value for keyword in call.keywords)]
+    return any(isinstance(value, ast.Constant) and value.value in ("utf-8", "utf-8-sig")
+               for value in given)
+
+def without_encoding(source: str) -> list[int]: # lines
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [call.lineno for call in calls if is_text(call) and not names_utf_8(call)]
+
+@pytest.mark.parametrize("path", sorted((ROOT/"prdp_nb").glob("*.py")), ids=lambda path: path.stem)
+def test_every_text_file_is_opened_as_utf_8(path):
+    assert without_encoding(path.read_text(encoding="utf-8")) == []
+
+@pytest.mark.parametrize("line, found", [
+    ("open(path)", [1]), ("open(path, 'w')", [1]), ("open(path, mode='a')", [1]),
+    ("path.read_text()", [1]), ("path.write_text(text)", [1]), ("open(path, 'rb')", []),
+    ("open(path, encoding='utf-8')", []), ("path.read_text('utf-8-sig')", []),
+    ("os.open(path, flags)", []), ("Image.open(path)", [])])
+def test_a_forgotten_encoding_is_found(line, found): assert without_encoding(line) == found

@@ -205,10 +205,11 @@ def write_evaluation(options: argparse.Namespace): # of `evaluate_parser`
     from prdp_nb.comparison import COLUMNS, as_markdown, read_table, summarise
     from prdp_nb.evaluation import evaluate_runs
     from prdp_nb.figures import draw_gains
-    from prdp_nb.runs import append_rows
+    from prdp_nb.runs import append_rows, check_columns
     output = Path(options.output) if options.output else None
     if output: check_output(output, [".csv"])
     if output and output.exists(): read_table(output)
+    if output: check_columns(output, COLUMNS)
     if options.plot: check_output(options.plot, [".png", ".pdf", ".svg"])
     table = evaluate_runs(options.run, options.prompts, options.rewards, options.checkpoint,
                           options.images_per_prompt, options.device, options.prompt_column)

@@ -106,10 +106,17 @@ def compare(
 def read_table(
     *paths: str | Path, # CSV files in the format of `compare`
 ) -> pd.DataFrame: # their rows, one file after the other
-    "Evaluations from disk. Raises `ValueError` for a file of another format."
+    """Evaluations from disk: names and prompts as text, even `001` or `null`. Raises `ValueError`
+    for a file of another format."""
+    text, numbers = COLUMNS[:2] + COLUMNS[3:-2], COLUMNS[-2:]
+    types = dict.fromkeys(text, str) | dict.fromkeys(numbers, float)
     tables = []
     for path in paths:
-        table = pd.read_csv(path)
+        try: table = pd.read_csv(path, dtype=types, keep_default_na=False, index_col=False,
+                                 na_values=dict.fromkeys(numbers, ["nan"]))
+        except ValueError as error: # a row that does not fit the header, or a word for a number
+            said = " ".join(str(error).split())
+            raise ValueError(f"{str(path)!r} is no table of evaluations: {said}") from error
         missing = [column for column in COLUMNS if column not in table]
         if missing:
             raise ValueError(f"{str(path)!r} is no table of evaluations: it lacks "

@@ -261,10 +261,10 @@ def clean_config(
     path: Path, # the config.json of one part, written anew
 ):
     "Leave out the path on the machine that wrote it; let float16 weights load as float32."
-    values = json.loads(path.read_text())
+    values = json.loads(path.read_text(encoding="utf-8"))
     values.pop("_name_or_path", None)
     if "dtype" in values: values["dtype"] = "float32"
-    path.write_text(json.dumps(values, indent=2) + "\n")
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 def halved(weights: dict[str, Tensor]) -> dict[str, Tensor]: # what is not integer as float16
     return {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['ANIMAL_NAMES', 'HPDV2', 'PICKAPIC', 'HUB_SETS', 'EMOJI_SETS', 'PROMPT_SETS', 'HPDV2_UNSEEN', 'EVALUATION_SETS',
-           'READERS', 'HUB_ADDRESS', 'animal_names', 'animals', 'stripped', 'tidy', 'prompt_set', 'seen_prompts',
-           'hpdv2_seen', 'choose_column', 'from_rows', 'read_lines', 'read_json', 'read_json_lines', 'read_csv',
-           'read_parquet', 'read_prompts', 'download', 'read_in_place', 'hub_error', 'hub_prompts', 'load_prompts']
+           'USUAL_NAMES', 'READERS', 'HUB_ADDRESS', 'animal_names', 'animals', 'stripped', 'tidy', 'prompt_set',
+           'seen_prompts', 'hpdv2_seen', 'choose_column', 'from_rows', 'text_lines', 'read_lines', 'read_json',
+           'read_json_lines', 'csv_rows', 'csv_column', 'read_csv', 'read_parquet', 'one_line', 'read_prompts',
+           'download', 'read_in_place', 'hub_error', 'hub_prompts', 'load_prompts']
 
 # %% ../nbs/11_prompts.ipynb #4160422e
-import json, pkgutil, random, re, textwrap
+import csv, json, pkgutil, random, re, textwrap
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,8 +59,9 @@ def stripped(
     entries: Iterable, # as read
 ) -> Iterator[str]: # one at a time
     "Each entry without the white space around it. Raises `ValueError` for one that is not text."
-    for i, entry in enumerate(entries):
-        if not isinstance(entry, str): raise ValueError(f"entry {i} is {entry!r}, not text")
+    for i, entry in enumerate(entries): # a NUL or half a character cannot be shown or encoded
+        if not isinstance(entry, str) or re.search("[\0\ud800-\udfff]", entry):
+            raise ValueError(f"entry {i} is {entry!r}, not text")
         yield entry.strip()
 
 # %% ../nbs/11_prompts.ipynb #bd7567db
@@ -112,11 +114,10 @@ def choose_column(
     columns = list(columns)
     if column is None: column = columns[0] if len(columns) == 1 else "prompt"
     if column not in columns:
-        raise ValueError(f"it has no column {column!r}; "
-                         f"name one of its columns: {', '.join(map(str, columns))}")
+        names = textwrap.shorten(", ".join(map(str, columns)), 300, placeholder=" …")
+        raise ValueError(f"it has no column {column!r}; name one of its columns: {names}")
     return column
 
-# %% ../nbs/11_prompts.ipynb #a428ccd0
 def from_rows(
     rows, # what a JSON file holds
     column: str | None = None, # that holds the prompts, where the rows are objects
@@ -130,27 +131,36 @@ def from_rows(
     column = choose_column(rows[0], column)
     return [row.get(column) for row in rows]
 
+# %% ../nbs/11_prompts.ipynb #5e1d0c7a
+def text_lines(
+    path: Path, # a text file, UTF-8
+) -> Iterator[str]: # its lines, with their ends
+    "The lines of a file, one at a time. Raises `ValueError` for one that is not UTF-8."
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        for i, line in enumerate(file, 1):
+            if "\0" in line: # a file in UTF-16 may be valid UTF-8, with a NUL in each character
+                raise ValueError(f"line {i} has NUL characters, as in UTF-16; save it as UTF-8")
+            yield line
+
 # %% ../nbs/11_prompts.ipynb #8956b44c
 def read_lines(
     path: Path, # a text file, UTF-8
     column: str | None = None, # ignored: lines have no columns
 ) -> Iterator[str]: # its lines, one at a time: a million of them need not be held twice
     "Read a .txt file. Raises `ValueError` for a line of comment."
-    with open(path, encoding="utf-8-sig") as file:
-        for i, line in enumerate(file, 1):
-            if line.startswith("# "):
-                raise ValueError(f"line {i} is a comment, {line[:40].rstrip()!r}: every line of it "
-                                 "is a prompt; leave it out, or put a prompt that begins like that "
-                                 "into a .json file")
-            yield line
+    for i, line in enumerate(text_lines(path), 1):
+        if line.startswith("# "):
+            raise ValueError(f"line {i} is a comment, {line[:40].rstrip()!r}: every line of it is "
+                             "a prompt; leave it out, or put a prompt that begins like that into "
+                             "a .json file")
+        yield line
 
-# %% ../nbs/11_prompts.ipynb #57aeca9d
 def read_json(
     path: Path, # a JSON file with one list
     column: str | None = None, # that holds the prompts, where it is a list of objects
 ) -> list: # one entry a row
     "Read a .json file."
-    return from_rows(json.loads(path.read_text("utf-8-sig")), column)
+    return from_rows(json.loads("".join(text_lines(path))), column)
 
 def read_json_lines(
     path: Path, # a file with one string or object a line
@@ -160,16 +170,55 @@ def read_json_lines(
     lines = [line.rstrip() for line in read_lines(path)]
     return from_rows(json.loads("[" + ",\n".join(filter(None, lines)) + "]"), column)
 
+# %% ../nbs/11_prompts.ipynb #c2b7f4e9
+def csv_rows(
+    path: Path, # a CSV file with a header
+) -> Iterator[list[str]]: # the header first; blank rows are left out
+    "The rows of a .csv file. Raises `ValueError` for one that does not fit the header."
+    header, number = [], 0
+    try:
+        rows = csv.reader(text_lines(path), skipinitialspace=True, strict=True)
+        for number, row in enumerate(rows, 1):
+            if not "".join(row).strip(): continue
+            header = header or row
+            if len(row) != len(header):
+                raise ValueError(f"row {number} has {len(row)} fields, the header has "
+                                 f"{len(header)}: a prompt with commas must be in quotes, "
+                                 '"a fox, digital art", and no comma may end the line')
+            yield row
+    except csv.Error as error:
+        raise ValueError(f"row {number + 1} is torn ({error}): a prompt in quotes ends with one, "
+                         'and a quote within it is doubled, "a ""sly"" fox"') from error
+
 # %% ../nbs/11_prompts.ipynb #a0c43b75
+USUAL_NAMES = "prompt prompts caption captions text texts sentence description".split()
+
+def csv_column(
+    header: list[str], # names of all columns; one that ends with a comma has an empty name
+    column: str | None, # the one asked for
+) -> int: # position of the prompt in a row
+    """The column that holds the prompts: as `choose_column`, but the only column must have one of
+    the `USUAL_NAMES`, since it may be a prompt in a file without a header. Raises `ValueError`."""
+    names = [name for name in header if name]
+    usual = len(names) == 1 and names[0].lower() in USUAL_NAMES
+    try: chosen = choose_column(names, column or (names[0] if usual else "prompt"))
+    except ValueError as error:
+        advice = "if its first row is a prompt and no header, add a first line above it: prompt"
+        if re.search("[;\t]", ",".join(names)): advice = "separate columns by commas, not ; or tabs"
+        raise ValueError(f"{error}; {advice}") from error
+    if names.count(chosen) > 1: raise ValueError(f"it has several columns {chosen!r}; rename one")
+    return header.index(chosen)
+
 def read_csv(
     path: Path, # a CSV file with a header
     column: str | None = None, # that holds the prompts
 ) -> list[str]: # one entry a row
-    "Read one column of a .csv file, as text."
-    import pandas as pd
-    column = choose_column(pd.read_csv(path, nrows=0).columns, column)
-    table = pd.read_csv(path, usecols=[column], dtype=str, keep_default_na=False)
-    return table[column].tolist()
+    "Read one column of a .csv file, as text. Raises as `csv_rows` and `csv_column`."
+    rows = csv_rows(path)
+    header = next(rows, None)
+    if header is None: return []
+    position = csv_column([name.strip() for name in header], column)
+    return [row[position] for row in rows]
 
 # %% ../nbs/11_prompts.ipynb #fc555154
 def read_parquet(
@@ -186,6 +235,10 @@ def read_parquet(
         return file.read(columns=[column], use_threads=False)[column].to_pylist()
 
 # %% ../nbs/11_prompts.ipynb #bdab2536
+def one_line(error: Exception) -> str: # its message, which can be printed, and what to do
+    advice = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+    return " ".join(str(error).encode("utf-8", "backslashreplace").decode().split()) + advice
+
 READERS = {".txt": read_lines, ".json": read_json, ".jsonl": read_json_lines, ".csv": read_csv,
            ".parquet": read_parquet}
 
@@ -202,9 +255,8 @@ def read_prompts(
         raise ValueError(f"prompt file {path} is of unknown format {suffix!r}; "
                          f"known are: {', '.join(READERS)}")
     try: return tidy(READERS[suffix](path, column) if path.stat().st_size else [])
-    except ValueError as error:
-        advice = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
-        raise ValueError(f"cannot read prompts from {path}: {error}{advice}") from error
+    except (ValueError, RecursionError) as error: # JSON nested a thousand times is the latter
+        raise ValueError(f"cannot read prompts from {path}: {one_line(error)}") from error
 
 # %% ../nbs/11_prompts.ipynb #a364d4e3
 HUB_ADDRESS = r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)" # repository, revision, file
@@ -243,7 +295,7 @@ def hub_error(
     "What to raise, and what the message says to do."
     # the hub's own errors are OSErrors, some also ValueErrors; those of its HTTP library neither
     if isinstance(error, ValueError) and not isinstance(error, OSError):
-        return ValueError(f"cannot read prompts from {address}: {error}")
+        return ValueError(f"cannot read prompts from {address}: {one_line(error)}")
     reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …")
     file = address.rsplit("/", 1)[1].replace("-*", "")
     holds, option = "a list of prompts or a column 'prompt'", ""

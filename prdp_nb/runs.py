@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['CHECKSUMS', 'FIXED', 'LOCK_FILE', 'flush', 'atomic_write_file', 'checksum', 'seal', 'damage', 'discard', 'aside',
            'put_back', 'not_saved', 'atomic_write', 'epoch_of', 'saved_checkpoints', 'put_all_back', 'newest_intact',
-           'append_rows', 'read_metrics', 'random_states', 'set_random_states', 'Progress', 'save_model',
-           'save_checkpoint', 'load_progress', 'differences_of', 'resumed_config', 'usable_device', 'run_config',
-           'checkpoints', 'use_average', 'device_of', 'load_checkpoint', 'new_folder', 'run_lock']
+           'check_columns', 'append_rows', 'read_metrics', 'random_states', 'set_random_states', 'Progress',
+           'save_model', 'save_checkpoint', 'load_progress', 'differences_of', 'resumed_config', 'run_config',
+           'checkpoints', 'device_of', 'load_checkpoint', 'new_folder', 'run_lock']
 
 # %% ../nbs/21_runs.ipynb #bd1b472c
-import errno, hashlib, json, os, random, re, shutil, warnings
+import csv, errno, hashlib, json, os, random, re, shutil, warnings
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from filelock import FileLock, Timeout
 from .config import Config
-from .learner import Learner, learner_state
+from .learner import Learner, learner_state, usable_device, use_average
 from .models import load_finetuned, save_finetuned
 from .policies import trainable_parameters
 from .rewards import lookup
@@ -59,13 +59,13 @@ def seal(folder: Path): # written, but for the checksums
     "Note a checksum of each file in `checksums.json`, and wait until the disk holds everything."
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     sums = {str(path.relative_to(folder)): checksum(path) for path in files}
-    (folder/CHECKSUMS).write_text(json.dumps(sums, indent=1))
+    (folder/CHECKSUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
     for path in (*folder.rglob("*"), folder): flush(path)
 
 # %% ../nbs/21_runs.ipynb #efd13327
 def damage(folder: Path) -> str: # sealed once -> what is wrong; empty where it is intact
     "Compare a folder with its checksums."
-    try: sums = json.loads((folder/CHECKSUMS).read_text())
+    try: sums = json.loads((folder/CHECKSUMS).read_text(encoding="utf-8"))
     except (OSError, ValueError): return f"{CHECKSUMS} is missing or torn"
     for name, expected in sums.items():
         if not (folder/name).is_file(): return f"{name} is missing"
@@ -161,17 +161,39 @@ def newest_intact(run: Path) -> Path | None: # a run folder -> None where it has
                          "intact: start a new run in another output_dir")
 
 # %% ../nbs/21_runs.ipynb #0fcb4cf6
+def check_columns(
+    path: Path, # a CSV file, which may be missing or empty
+    columns: list[str], # of rows to add
+):
+    "Raises `ValueError` where the table on disk has other columns, or the same in another order."
+    if not path.exists() or not path.stat().st_size: return
+    with open(path, encoding="utf-8-sig", newline="") as file: found = next(csv.reader(file), [])
+    if found != columns:
+        raise ValueError(f"{str(path)!r} has the columns {', '.join(found)}, the rows to add have "
+                         f"{', '.join(columns)}: add them to another file")
+
+# %% ../nbs/21_runs.ipynb #7a90d2e4
 def append_rows(
     path: Path, # a CSV file; made, with a header, by its first rows
-    rows: list[dict], # all with the same columns
+    rows: list[dict] | pd.DataFrame, # all with the same columns
 ):
-    "Add rows to a table on disk, at once, so that what was measured is not lost."
-    pd.DataFrame(rows).to_csv(path, mode="a", header=not path.exists(), index=False,
-                              na_rep="nan", lineterminator="\r\n", encoding="utf-8")
+    """Add rows to a table on disk, at once, so that what was measured is not lost. Raises as
+    `check_columns`, with nothing written."""
+    table = pd.DataFrame(rows)
+    check_columns(path, list(table))
+    with open(path, "ab+") as file:
+        new = not file.tell()
+        if not new: file.seek(-1, os.SEEK_END)
+        if file.read() not in b"\r\n": file.write(b"\r\n") # an editor may leave out the last end
+    table.to_csv(path, mode="a", header=new, index=False, na_rep="nan", lineterminator="\r\n",
+                 encoding="utf-8")
 
 def read_metrics(run: str | Path) -> pd.DataFrame: # a run folder -> a row an epoch
-    "A run's `metrics.csv`, every digit of it."
-    return pd.read_csv(Path(run)/"metrics.csv", dtype=str).astype(float)
+    "A run's `metrics.csv`, every digit of it. Raises `ValueError` for a row that is torn."
+    path = Path(run)/"metrics.csv"
+    try: return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False).astype(float)
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is torn: {' '.join(str(error).split())}") from error
 
 # %% ../nbs/21_runs.ipynb #6a6e8507
 def random_states(
@@ -233,7 +255,6 @@ def save_model(
             if more: more(part)
         if learner.ranks.main: atomic_write(folder, name, fill)
 
-# %% ../nbs/21_runs.ipynb #a3b1f08c
 def save_checkpoint(
     learner: Learner,
     progress: Progress,
@@ -298,19 +319,6 @@ def resumed_config(
                          f"{flags}")
     return now
 
-# %% ../nbs/21_runs.ipynb #eded4463
-def usable_device(
-    device: str | torch.device | None = None, # such as cuda:1; None: the best there is
-) -> torch.device:
-    "That device. Raises `ValueError` where it cannot be used."
-    if device is None:
-        from accelerate import PartialState
-        device = PartialState().device
-    try: return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {str(device)!r} cannot be used here ({error}); leave it out for "
-                         "the best there is") from error
-
 # %% ../nbs/21_runs.ipynb #6cabfb33
 def run_config(run: str | Path) -> Config: # a run folder
     "The configuration of a run. Raises `ValueError` where the folder is not a run's."
@@ -330,18 +338,6 @@ def checkpoints(run: str | Path) -> dict[str, Path]: # a run folder -> name -> f
     return found
 
 # %% ../nbs/21_runs.ipynb #303ae5cb
-def use_average(
-    pipe, # a `StableDiffusionPipeline` with the weights of the checkpoint; changed in place
-    checkpoint: Path, # written by `save_checkpoint`
-    adapter: str, # "lora" or "full", as of the run
-):
-    "Replace the trained weights by their moving average."
-    state = torch.load(checkpoint/"training_state.pt", "cpu", weights_only=True, mmap=True)
-    named, all_of_it = pipe.unet.named_parameters(), adapter == "full"
-    weights = [p for name, p in named if all_of_it or "lora_" in name]
-    means = state["average"]["shadow_params"]
-    for p, mean in zip(weights, means, strict=True): p.data.copy_(mean)
-
 def device_of(config: Config) -> torch.device: # of a run
     "The run's device, or the best there is where this machine has none like it."
     try: return usable_device(config.device)
@@ -349,6 +345,7 @@ def device_of(config: Config) -> torch.device: # of a run
         warnings.warn(f"the run's {error}; going on with the best there is")
         return usable_device()
 
+# %% ../nbs/21_runs.ipynb #5948b259
 def load_checkpoint(
     run: str | Path, # a run folder
     checkpoint: str = "final", # or a name in its `checkpoints/`, such as `epoch_0010`
@@ -391,12 +388,12 @@ def run_lock(folder: Path): # made where it is missing
     lock = FileLock(folder/LOCK_FILE)
     try: lock.acquire(timeout=0)
     except Timeout:
-        owner = (folder/LOCK_FILE).read_text().strip() or "unknown"
+        owner = (folder/LOCK_FILE).read_text(encoding="utf-8").strip() or "unknown"
         raise BlockingIOError(f"another run, process {owner}, is at work in {str(folder)!r}: wait "
                               "for it, stop it, or choose another output_dir") from None
     except (NotImplementedError, OSError) as error:
         warnings.warn(f"{folder} cannot be locked here ({error}): make sure that no other run "
                       "works in it")
-    (folder/LOCK_FILE).write_text(str(os.getpid()))
+    (folder/LOCK_FILE).write_text(str(os.getpid()), encoding="utf-8")
     try: yield
     finally: lock.release()

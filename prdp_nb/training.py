@@ -21,7 +21,7 @@ from .algorithm import draw_prompts, epoch_row
 from .comparison import Evaluation, before_after, compare, evaluate, thin
 from .config import Config, unet_evaluations
 from .figures import contact_sheet, draw_curves, draw_gallery
-from .learner import Learner, load_learner
+from .learner import Learner, load_learner, usable_device
 from .models import latent_shape, warn_truncated
 from .processes import Elsewhere, join_ranks, make_accelerator
 from .prompts import load_prompts
@@ -29,7 +29,7 @@ from .rewards import as_reward, parse_reward
 from .runs import (
     Progress, append_rows, atomic_write_file, epoch_of, load_progress, new_folder, newest_intact,
     random_states, read_metrics, resumed_config, run_lock, save_checkpoint, save_model,
-    set_random_states, usable_device)
+    set_random_states)
 from .scoring import BeforeAfter, Collector, located, probe
 from .trajectories import Rollout, noise_floor
 

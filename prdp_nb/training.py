@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['collect_and_update', 'training_prompts', 'Trainer', 'warn_of_spike', 'describe_epoch', 'check_noise_floor',
            'check_run', 'find_start', 'open_folder', 'begin', 'restore', 'record', 'run_epoch', 'run_epochs',
-           'draw_run', 'finish', 'run_all', 'seconds_a_sample', 'expected_seconds', 'save_rest', 'end_early', 'rescue',
-           'resumed_task']
+           'draw_run', 'finish', 'train_from', 'seconds_a_sample', 'expected_seconds', 'save_rest', 'end_early',
+           'rescue', 'resumed_task']
 
 # %% ../nbs/24_training.ipynb #b5c1f361
 import math, time, warnings
@@ -88,7 +88,7 @@ class Trainer:
         check_run(self)
         with run_lock(self.folder) if self.ranks.main else nullcontext():
             checkpoint = begin(self)
-            try: run_all(self, checkpoint)
+            try: train_from(self, checkpoint)
             except BaseException as error:
                 rescue(self, error)
                 raise
@@ -273,7 +273,7 @@ def finish(trainer: Trainer):
           f"{before_after(rows)}\nrun folder: {folder}")
 
 # %% ../nbs/24_training.ipynb #24a0c00b
-def run_all(trainer: Trainer, checkpoint: Path | None): # to go on from
+def train_from(trainer: Trainer, checkpoint: Path | None): # to go on from
     "Measure the base, take up the `checkpoint`, train, and finish."
     ranks, table, before = trainer.ranks, trainer.table, None
     with ranks.together():

@@ -4,18 +4,15 @@
 
 # %% auto #0
 __all__ = ['BOUNDS', 'PAPER', 'SMALL', 'LARGE', 'EMOJI', 'EMOJI_LARGE', 'T4', 'PRESETS', 'option', 'changes', 'cast_bool',
-           'cast_names', 'cast', 'check', 'TaskOptions', 'EpochOptions', 'UpdateOptions', 'CostOptions',
-           'ReportOptions', 'ConfigFields', 'check_single_image', 'read_yaml', 'Config', 'unet_evaluations']
+           'cast_names', 'cast', 'choose', 'check', 'TaskOptions', 'EpochOptions', 'UpdateOptions', 'CostOptions',
+           'ReportOptions', 'ConfigFields', 'check_several_images', 'read_yaml', 'Config', 'unet_evaluations']
 
 # %% ../nbs/20_config.ipynb #e1f821d5
 import math, operator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import get_args, get_type_hints
-import torch, yaml
-from .baselines import OBJECTIVES
-from .models import LORA_TARGETS
-from .rewards import lookup
+import yaml
 
 # %% ../nbs/20_config.ipynb #4bf43d5d
 def option(
@@ -69,6 +66,10 @@ def cast(
 # %% ../nbs/20_config.ipynb #6ade8107
 BOUNDS = dict(above=operator.gt, below=operator.lt, at_least=operator.ge, at_most=operator.le)
 
+def choose(kind: str, name: str, table: dict): # as `prdp_nb.rewards.lookup`
+    from prdp_nb.rewards import lookup # loads torch, which takes a second: `--help` does without
+    return lookup(kind, name, table)
+
 # %% ../nbs/20_config.ipynb #79ea7c67
 def check(
     name: str, # of the field
@@ -80,7 +81,7 @@ def check(
     for word, holds in BOUNDS.items():
         if word in rule and not holds(value, rule[word]):
             raise ValueError(f"{name} must be {word.replace('_', ' ')} {rule[word]}, not {value}")
-    if "one_of" in rule: lookup(name, value, dict.fromkeys(rule["one_of"]))
+    if "one_of" in rule: choose(name, value, dict.fromkeys(rule["one_of"]))
 
 # %% ../nbs/20_config.ipynb #69a28672
 @dataclass
@@ -127,8 +128,8 @@ class EpochOptions:
 class UpdateOptions:
     "how the policy learns from them"
     objective: str = option("prdp",
-        "the loss; rdp is prdp without proximal clipping, ddpo_batch is ddpo without per-prompt "
-        "statistics", one_of=OBJECTIVES)
+        "the loss: prdp, rdp (prdp without its clip), ddpo, ddpo_batch (without statistics of each "
+        "prompt), dpok, dpo, grpo, or another entry of prdp_nb.baselines.OBJECTIVES")
     updates_per_epoch: int = option(1, "K: optimizer updates on the images of one epoch",
         at_least=1)
     kl_weight: float = option(2.0,
@@ -148,7 +149,7 @@ class UpdateOptions:
         "what is trained: adapters of the attention projections, or the whole UNet with a frozen "
         "copy as reference", one_of=("lora", "full"))
     lora_rank: int = option(8, "rank of the LoRA matrices", at_least=1)
-    lora_targets: tuple[str, ...] = option(LORA_TARGETS,
+    lora_targets: tuple[str, ...] = option(("to_q", "to_k", "to_v", "to_out.0"),
         "layers of the UNet that get an adapter, by the end of their names")
     ema_decay: float = option(0.0,
         "decay of a moving average of the trained weights, over updates, which becomes the "
@@ -199,9 +200,11 @@ class ConfigFields(ReportOptions, CostOptions, UpdateOptions, EpochOptions, Task
         for f in fields(self):
             setattr(self, f.name, cast(f.name, getattr(self, f.name), hints[f.name]))
             check(f.name, getattr(self, f.name), f.metadata["rule"])
-        if self.images_per_prompt < 2: check_single_image(self)
+        if self.make_objective().compares_images: check_several_images(self)
 
-    def make_objective(self): return OBJECTIVES[self.objective](self) # a new one
+    def make_objective(self): # a new one; raises `ValueError` for an unknown name
+        from prdp_nb.baselines import OBJECTIVES
+        return choose("objective", self.objective, OBJECTIVES)(self)
 
     @property
     def clips(self) -> bool: # does the clip range change anything?
@@ -212,7 +215,8 @@ class ConfigFields(ReportOptions, CostOptions, UpdateOptions, EpochOptions, Task
         return self.images_per_prompt if self.make_objective().reads_reference else 1
 
     @property
-    def weights_dtype(self) -> torch.dtype: # half precision would round small steps away
+    def weights_dtype(self): # a `torch.dtype`; half precision would round small steps away
+        import torch
         return torch.float32 if self.adapter == "full" else getattr(torch, self.dtype)
 
     @property
@@ -222,9 +226,10 @@ class ConfigFields(ReportOptions, CostOptions, UpdateOptions, EpochOptions, Task
         return name if self.online else f"{name}_offline"
 
 # %% ../nbs/20_config.ipynb #768d98d5
-def check_single_image(config: ConfigFields):
-    "Raises `ValueError` for an objective that compares images, where each prompt has only one."
-    if not config.make_objective().compares_images: return
+def check_several_images(config: ConfigFields): # with an objective that compares images
+    "Raises `ValueError` where each prompt has only one."
+    if config.images_per_prompt > 1: return
+    from prdp_nb.baselines import OBJECTIVES
     enough = [name for name, make in OBJECTIVES.items() if not make(config).compares_images]
     raise ValueError(f"images_per_prompt must be at least 2, not {config.images_per_prompt}: "
                      f"objective {config.objective!r} compares images of one prompt; one is "
@@ -292,7 +297,7 @@ class Config(ConfigFields):
     def of(cls, values: dict) -> "Config": # from names and values
         "Raises `ValueError` for an unknown name, and offers the nearest one."
         known = dict.fromkeys(f.name for f in fields(cls))
-        for name in values: lookup("field of Config", name, known)
+        for name in values: choose("field of Config", name, known)
         return cls(**values)
 
     @classmethod
@@ -301,7 +306,7 @@ class Config(ConfigFields):
 
     @classmethod
     def preset(cls, name: str, **overrides) -> "Config": # by name; `output_dir` becomes runs/NAME
-        chosen = lookup("preset", name, PRESETS)
+        chosen = choose("preset", name, PRESETS)
         return cls.of(dict(output_dir=f"runs/{name}") | chosen | overrides)
 
     @classmethod

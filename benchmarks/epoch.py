@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 import prdp_nb.algorithm, prdp_nb.scoring
 from common import RESULTS, about, ready, seconds, write_rows
-from prdp_nb.models import adapters_off
+from prdp_nb.finetuning import adapters_off
 from prdp_nb.policies import trainable_parameters
 from prdp_nb.config import Config
 from prdp_nb.training import run_epoch

@@ -17,7 +17,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 from torch.utils.flop_counter import FlopCounterMode
 from prdp_nb.gradients import backward_log_probs
-from prdp_nb.models import computing_in, decode_latents, encode_prompts, make_policy, quiet_loading
+from prdp_nb.finetuning import make_policy
+from prdp_nb.loading import quiet_loading
+from prdp_nb.models import computing_in, decode_latents, encode_prompts
 from prdp_nb.policies import trainable_parameters
 from prdp_nb.trajectories import sample_rollout, score
 

@@ -215,9 +215,14 @@ class ConfigFields(ReportOptions, CostOptions, UpdateOptions, EpochOptions, Task
         return self.images_per_prompt if self.make_objective().reads_reference else 1
 
     @property
+    def compute_dtype(self): # a `torch.dtype`, of the network's activations
+        import torch
+        return getattr(torch, self.dtype)
+
+    @property
     def weights_dtype(self): # a `torch.dtype`; half precision would round small steps away
         import torch
-        return torch.float32 if self.adapter == "full" else getattr(torch, self.dtype)
+        return torch.float32 if self.adapter == "full" else self.compute_dtype
 
     @property
     def method(self) -> str: # what tables call it, e.g. prdp, ddpo_unclipped, rdp_offline

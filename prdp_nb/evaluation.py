@@ -17,7 +17,7 @@ from .comparison import SEEDS_A_PROMPT, compare, evaluate, fixed_seeds, thin
 from .config import Config, check
 from .emoji import EmojiScore
 from .figures import draw_grid
-from .models import generate, latent_shape, load_pipeline, warn_truncated
+from .models import generate, latent_shape, load_pipeline, network_of, warn_truncated
 from .prompts import load_prompts
 from .rewards import REWARDS, Reward, as_reward, lookup
 from .runs import checkpoints, load_checkpoint, read_metrics, run_config
@@ -89,11 +89,11 @@ def load_scorers(
 
 # %% ../nbs/25_evaluation.ipynb #25e0de13
 def base_of(config: Config, pipe): # of a run -> the model it began with, on the device of `pipe`
-    return load_pipeline(config.model, pipe.dtype, pipe.device)
+    return load_pipeline(config.model, config.weights_dtype, network_of(pipe).device)
 
 # %% ../nbs/25_evaluation.ipynb #d5374154
 def evaluate_set(
-    pipe, # a finetuned `StableDiffusionPipeline`
+    pipe, # a finetuned diffusers pipeline
     config: Config, # of its run
     prompts: list[str], # of the set
     name: str, # of the set
@@ -144,7 +144,7 @@ def evaluate_runs(
 # %% ../nbs/25_evaluation.ipynb #301ef832
 def sample_prompts(
     config: Config, # num_inference_steps, guidance_scale, batch_size
-    pipe, # a `StableDiffusionPipeline`
+    pipe, # a diffusers pipeline
     prompts: list[str], # P, the first of a set
     image: int = 0, # which image of each prompt
 ) -> list[Image.Image]: # P
@@ -152,7 +152,7 @@ def sample_prompts(
     check("image", image, dict(at_least=0, below=SEEDS_A_PROMPT))
     seeds = [seed + image for seed in fixed_seeds(range(len(prompts)), 1)]
     return generate(pipe, prompts, seeds, config.num_inference_steps, config.guidance_scale,
-                    config.batch_size)
+                    config.batch_size, dtype=config.compute_dtype)
 
 # %% ../nbs/25_evaluation.ipynb #de85fff0
 def check_ways(runs: dict[str, str | Path]): # label -> run folder

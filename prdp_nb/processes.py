@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from .algorithm import OneProcess
 from .config import Config
-from .models import UNetDenoiser, trains_adapter
+from .finetuning import trains_adapter
 from .policies import Policy
 from .trajectories import Rollout
 
@@ -212,20 +212,20 @@ def cut_up(
 @contextmanager
 def gathered(
     shards: Shards,
-    pipe, # a `StableDiffusionPipeline`, whose UNet is sharded
+    pipe, # a diffusers pipeline, whose network is sharded
     policy: Policy, # made from it
     write: bool, # is something to be written?
-): # both, around a UNet on the CPU that has all that is trained, and nothing else
+): # both, around a network on the CPU that has all that is trained, and nothing else
     "Within the block the weights can be read. What was written is cut up at its end."
     state = policy.denoiser.model.state_dict()
-    unet, pipe = copy.deepcopy(shards.empty), copy.copy(pipe)
-    shares = {name: state[name] for name, p in unet.named_parameters() if p.requires_grad}
-    unet.load_state_dict(shards.join(shares), strict=False, assign=True)
-    pipe.unet = unet
-    yield pipe, replace(policy, denoiser=UNetDenoiser(unet, policy.denoiser.autocast_dtype))
+    network, pipe = copy.deepcopy(shards.empty), copy.copy(pipe)
+    shares = {name: state[name] for name, p in network.named_parameters() if p.requires_grad}
+    network.load_state_dict(shards.join(shares), strict=False, assign=True)
+    setattr(pipe, policy.denoiser.family.network, network)
+    yield pipe, replace(policy, denoiser=policy.denoiser.around(network))
     if not write: return
     for name, share in shares.items():
-        share.copy_(shards.own(unet.get_parameter(name).detach(), share))
+        share.copy_(shards.own(network.get_parameter(name).detach(), share))
 
 # %% ../nbs/23_processes.ipynb #7a10c3eb
 REFUSED = ("DEEPSPEED", "MEGATRON_LM") # ways to start processes that are not supported

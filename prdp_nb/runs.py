@@ -19,7 +19,7 @@ import numpy as np, pandas as pd, torch
 from filelock import FileLock, Timeout
 from .config import Config
 from .learner import Learner, learner_state, usable_device, use_average
-from .models import load_finetuned, save_finetuned
+from .finetuning import load_finetuned, save_finetuned
 from .policies import trainable_parameters
 from .rewards import lookup
 
@@ -350,7 +350,7 @@ def load_checkpoint(
     run: str | Path, # a run folder
     checkpoint: str = "final", # or a name in its `checkpoints/`, such as `epoch_0010`
     device: str | None = None, # None: the run's own, or the best there is
-) -> tuple: # the run's `Config`, and a `StableDiffusionPipeline` with the model of then
+) -> tuple: # the run's `Config`, and a pipeline with the model of then
     """A model of a run, with the moving average of its weights where the run has one. Raises
     `ValueError` for an unknown checkpoint, with those that exist."""
     folder = lookup("checkpoint", checkpoint, checkpoints(run))

@@ -22,7 +22,7 @@ from .comparison import Evaluation, before_after, compare, evaluate, thin
 from .config import Config, unet_evaluations
 from .figures import contact_sheet, draw_curves, draw_gallery
 from .learner import Learner, load_learner, usable_device
-from .models import latent_shape, warn_truncated
+from .models import denoiser_of, encode_prompts, latent_shape, warn_truncated
 from .processes import Elsewhere, join_ranks, make_accelerator
 from .prompts import load_prompts
 from .rewards import as_reward, parse_reward
@@ -287,16 +287,15 @@ def train_from(trainer: Trainer, checkpoint: Path | None): # to go on from
 # %% ../nbs/24_training.ipynb #4a1c0e51
 @torch.no_grad()
 def seconds_a_sample(
-    pipe, # a `StableDiffusionPipeline`
-    samples: int, # in one call of its UNet
+    pipe, # a diffusers pipeline
+    samples: int, # in one call of its network
 ) -> float: # of the call, divided by their number
-    "The time of the UNet for one sample, from a call on so many of them."
-    unet = pipe.unet
-    shapes = (latent_shape(pipe),
-              (pipe.tokenizer.model_max_length, unet.config.cross_attention_dim))
-    latents, embeds = (torch.randn(samples, *shape, device=unet.device, dtype=unet.dtype)
-                       for shape in shapes)
-    def call(): unet(latents, 500, embeds, return_dict=False)[0].sum().item() # waits for the device
+    "The time of the network for one sample, from a call on so many of them."
+    denoiser, condition = denoiser_of(pipe), encode_prompts(pipe, [""], warn=False)
+    condition = {name: row.expand(samples, *row.shape[1:]) for name, row in condition.items()}
+    latents = torch.randn(samples, *denoiser.latent_shape, device=denoiser.model.device)
+    timesteps = torch.full((samples,), 500., device=latents.device)
+    def call(): denoiser(latents, timesteps, condition).sum().item() # waits for the device
     call()
     started = time.perf_counter()
     call()
@@ -304,10 +303,10 @@ def seconds_a_sample(
 
 # %% ../nbs/24_training.ipynb #4a1c0e52
 def expected_seconds(
-    pipe, # the `StableDiffusionPipeline` that is to be trained, on its device
+    pipe, # the pipeline that is to be trained, on its device
     config: Config,
-) -> float: # of an epoch's UNet evaluations: without rewards, images and files
-    "How long an epoch will take, from the time of one UNet call on a batch."
+) -> float: # of an epoch's calls of the network: without rewards, images and files
+    "How long an epoch will take, from the time of one call of the network on a batch."
     guided = 1 if config.guidance_scale == 1 else 2
     forward, backward = unet_evaluations(config)
     passes = forward + (4 if config.gradient_checkpointing else 3)*backward

@@ -22,7 +22,7 @@ def tiny_model(tmp_path_factory):
     "A pipeline of 16-pixel images around a UNet with random weights, for runs of hundreds of epochs."
     from prdp_nb.emoji import load_pipeline
     from prdp_nb.emoji_model import make_unet
-    from prdp_nb.models import quiet_loading
+    from prdp_nb.loading import quiet_loading
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     with quiet_loading():

@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from prdp_nb.commands import evaluate_command
-from prdp_nb.models import LORA_FILE
+from prdp_nb.finetuning import LORA_FILE
 from prdp_nb.algorithm import draw_prompts
 from prdp_nb.prompts import PROMPT_SETS, READERS, load_prompts
 from prdp_nb.rewards import REWARDS, RewardError, as_reward, compute_rewards, parse_reward

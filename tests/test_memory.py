@@ -1,5 +1,5 @@
 """The memory of an update is set by the chunk, not by the number of denoising steps T, nor by the
-epochs before it. For 18_learner and 24_training."""
+epochs before it. For 19_learner and 24_training."""
 import os
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from prdp_nb import algorithm, training
 from prdp_nb.config import Config
 from prdp_nb.emoji_model import make_unet
 from prdp_nb.learner import update_options
-from prdp_nb.models import UNetDenoiser
+from prdp_nb.models import Denoiser, StableDiffusion
 from prdp_nb.objectives import prdp_loss
 from prdp_nb.policies import Policy, trainable_parameters
 from prdp_nb.schedules import diffusion_schedule, log_snr_scheduler
@@ -28,7 +28,8 @@ def setting(num_inference_steps):
     torch.set_num_threads(1)
     empty = {"encoder_hidden_states": torch.randn(1, 24, 96)}
     schedule = diffusion_schedule(log_snr_scheduler(), num_inference_steps)
-    denoiser = UNetDenoiser(make_unet(block_out_channels=(32, 64)).eval())
+    unet = make_unet(block_out_channels=(32, 64)).eval()
+    denoiser = Denoiser(unet, StableDiffusion(), (16, 8, 8))
     policy = Policy(denoiser, schedule, 5.0, unconditional=empty)
     latents = torch.randn(1, IMAGES, num_inference_steps + 1, 16, 8, 8)
     condition = {"encoder_hidden_states": torch.randn(1, 24, 96)}

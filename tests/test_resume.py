@@ -23,7 +23,8 @@ from safetensors.torch import load_file
 
 from prdp_nb import algorithm, scoring, training
 from prdp_nb.algorithm import draw_prompts
-from prdp_nb.models import encode_prompts, latent_shape, load_finetuned
+from prdp_nb.finetuning import load_finetuned
+from prdp_nb.models import encode_prompts, latent_shape
 from prdp_nb.rewards import RewardError
 from prdp_nb.commands import train_command
 from prdp_nb.config import Config

@@ -17,7 +17,7 @@ import torch
 from prdp_nb.commands import sample_command
 from prdp_nb.config import Config
 from prdp_nb.evaluation import evaluate_runs, spaced_checkpoints
-from prdp_nb.models import load_finetuned
+from prdp_nb.finetuning import load_finetuned
 from prdp_nb.runs import (atomic_write, checkpoints, damage, flush, load_checkpoint, newest_intact,
                           saved_checkpoints)
 from prdp_nb.training import Trainer

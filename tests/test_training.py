@@ -18,7 +18,8 @@ from PIL import Image
 from prdp_nb.algorithm import train
 from prdp_nb.commands import sample_command, train_command
 from prdp_nb.config import Config
-from prdp_nb.models import LORA_FILE, PipelineWorld, load_pipeline, make_policy
+from prdp_nb.finetuning import LORA_FILE, PipelineWorld, make_policy
+from prdp_nb.models import load_pipeline
 from prdp_nb.policies import trainable_parameters
 from prdp_nb.prompts import load_prompts
 from prdp_nb.rewards import RewardError, as_reward, compute_rewards
@@ -138,7 +139,7 @@ def heed_ctrl_c():
 
 
 def test_ctrl_c_leaves_a_usable_run_folder(prompt_file, tmp_path):
-    from prdp_nb.models import load_finetuned
+    from prdp_nb.finetuning import load_finetuned
     arguments = train_arguments(tmp_path/"run", prompt_file, epochs=1000)
     process = subprocess.Popen(
         command("train_command", *arguments), env=ENV, stdout=subprocess.PIPE,
@@ -246,7 +247,7 @@ def test_a_wrong_reward_is_found_before_the_run_folder_is_made(name, tiny, tmp_p
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_reward_that_breaks_later_leaves_a_usable_run_folder(name, tiny, tmp_path, capsys):
-    from prdp_nb.models import load_finetuned
+    from prdp_nb.finetuning import load_finetuned
     calls, (wrong, says) = [], WRONG[name]
     def reward(images, prompts):
         calls.append(len(images))

@@ -3,7 +3,7 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-from prdp_nb.models import quiet_loading
+from prdp_nb.loading import quiet_loading
 
 WORDS = "a painting of the photo fox duck cow bee cat dog horse".split()
 WIDTH = 32 # of the prompt embeddings, 768 in v1.4

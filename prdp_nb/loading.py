@@ -7,7 +7,7 @@ __all__ = ['FAULTS', 'UNUSED', 'quiet_loading', 'check_report', 'load_network', 
            'check_tokenizer', 'why_not_loaded', 'saying_where', 'from_folder_or_hub']
 
 # %% ../nbs/09_loading.ipynb #4c2038bd
-import importlib, re
+import importlib, json, re
 from contextlib import contextmanager
 from pathlib import Path
 import torch
@@ -32,6 +32,7 @@ def quiet_loading():
 # %% ../nbs/09_loading.ipynb #9aef8e00
 FAULTS = dict(missing_keys="missing", unexpected_keys="surplus", mismatched_keys="of another shape")
 
+# %% ../nbs/09_loading.ipynb #0a4ad3cf
 def check_report(report: dict, part: str): # of a loader; of which network
     "Raises `ValueError` where it says that the weights are not those of the network."
     wrong = [f"{len(report[key])} {word}, such as {min(map(str, report[key]))}"
@@ -61,6 +62,7 @@ def load_network(
 # %% ../nbs/09_loading.ipynb #869e201c
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder") # parts that are left out
 
+# %% ../nbs/09_loading.ipynb #d5b9995d
 def load_networks(
     name: str, # a folder, or `owner/name` on the hub
     index: dict, # its model_index.json
@@ -80,15 +82,16 @@ def load_networks(
 
 # %% ../nbs/09_loading.ipynb #e3900559
 def check_file(file: Path): # of a saved pipeline
-    "Raises `ValueError` for a pointer of git LFS, and for weights that are torn."
-    import safetensors
+    "Raises `ValueError` for a pointer of git LFS, and for weights or settings that are torn."
+    from safetensors import SafetensorError, safe_open
     with open(file, "rb") as opened: begin = opened.read(40)
     if begin.startswith(b"version https://git-lfs"):
         raise ValueError(f"{str(file)!r} is a pointer of git LFS, not the file itself: run "
                          "`git lfs pull` in the repository")
-    if file.suffix != ".safetensors": return
-    try: safetensors.safe_open(file, "pt")
-    except safetensors.SafetensorError as error:
+    try:
+        if file.suffix == ".safetensors": safe_open(file, "pt")
+        if file.suffix == ".json": dict(json.loads(file.read_bytes()))
+    except (SafetensorError, ValueError, TypeError) as error:
         raise ValueError(f"{str(file)!r} is torn ({error}): copy it again") from error
 
 # %% ../nbs/09_loading.ipynb #b82783ad
@@ -134,6 +137,9 @@ def why_not_loaded(error: Exception) -> str: # the reason, in a line; diffusers'
 def saying_where(name: str): # a folder, or `owner/name` on the hub
     "Within the block an error of reading files becomes a `ValueError` that names the model."
     try: yield
+    except (AttributeError, KeyError, TypeError) as error: # of a loader, about what it read
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"{name!r} cannot be loaded as a pipeline ({reason})") from error
     except OSError as error:
         message = (f"no pipeline at {name!r}: neither a folder here with a "
                    f"model_index.json nor a repository of the hub ({why_not_loaded(error)}). "

@@ -86,7 +86,7 @@ def load_pipeline(
 ): # a stock diffusers pipeline, with the sampler of its family, no safety checker, no progress bar
     "A text-to-image model. Raises `ValueError` for what is none, or is not whole."
     name, _, variant = str(name_or_path).partition("@")
-    here, on_hub = Path(name).is_dir(), re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)
+    here, on_hub = name and Path(name).is_dir(), re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)
     with nullcontext() if on_hub and not here else quiet_loading():
         if here or on_hub: pipe = from_folder_or_hub(name, FAMILIES, dtype, variant or None)
         else: pipe = pkgutil.resolve_name(known_model(name))(dtype)
@@ -249,7 +249,9 @@ def known_model(name: str) -> str: # the entry of `MODELS`
 # %% ../nbs/13_models.ipynb #ce638f48
 def check_parts(pipe, name: str): # a pipeline as loaded; where from
     "Raises `ValueError` for a part that is missing, or does not fit the others."
-    for part in family_of(pipe).encoders:
+    encoders = family_of(pipe).encoders
+    tokenizers = [part.replace("text_encoder", "tokenizer") for part in encoders]
+    for part in (family_of(pipe).network, "vae", *encoders, *tokenizers):
         if getattr(pipe, part) is None:
             raise ValueError(f"{name!r} comes without its {part}: take a complete copy")
     reads, made = network_of(pipe).config.in_channels, family_of(pipe).channels(pipe)

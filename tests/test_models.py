@@ -14,7 +14,7 @@ from diffusers import (AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffus
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from prdp_nb import algorithm, gradients, models, scoring, trajectories
+from prdp_nb import algorithm, finetuning, gradients, models, scoring, trajectories
 from prdp_nb.emoji import ASSETS
 from prdp_nb.emoji_model import make_text_encoder
 from prdp_nb.gradients import backward_log_probs
@@ -360,7 +360,7 @@ def test_the_average_is_what_becomes_of_a_run(tiny, tmp_path, monkeypatch):
     assert (average - seen[-1]).abs().max() > 1e-5
     assert torch.equal(flat_weights(trainer.learner.pipe.unet.parameters()), seen[-1])
     folders = tmp_path/"run/final", saved_checkpoints(tmp_path/"run")[-1]
-    final, last = (load_file(folder/models.LORA_FILE) for folder in folders)
+    final, last = (load_file(folder/finetuning.LORA_FILE) for folder in folders)
     live = trained_weights(trainer.learner.pipe, trainer.learner.policy)
     assert all(torch.equal(last[name], live[name]) for name in live)
     assert not all(torch.equal(final[name], last[name]) for name in final)
@@ -438,7 +438,7 @@ def test_targets_of_an_adapter(tiny, tmp_path):
     found = {re.search(r"(to_q|conv1)\.lora_", name)[1] for name in trained}
     assert found == {"to_q", "conv1"}
     trainer.train()
-    weights = load_file(tmp_path/"run/final"/models.LORA_FILE)
+    weights = load_file(tmp_path/"run/final"/finetuning.LORA_FILE)
     assert any("conv1" in name for name in weights)
     assert all(("conv1" in name) != ("to_q" in name) for name in weights)
     assert load_checkpoint(tmp_path/"run")[1].unet.peft_config

@@ -1,0 +1,193 @@
+"""Guards 09_loading, 13_models and 18_finetuning: a model is loaded whole, or not at all.
+
+Every way found so far in which a saved model, a name of one, or a LoRA is wrong: each is one line of
+`prdp_train` that says what to do."""
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from prdp_nb.commands import sample_command, train_command
+from prdp_nb.config import Config
+from prdp_nb.finetuning import LORA_FILE, adapter_weights, load_finetuned, make_policy, save_finetuned
+from prdp_nb.models import load_pipeline
+from prdp_nb.policies import trainable_parameters
+from tiny_sd import write_tiny_pipeline
+
+NETWORKS = ("text_encoder", "unet", "vae")
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory): return write_tiny_pipeline(tmp_path_factory.mktemp("models")/"model")
+
+
+@pytest.fixture
+def copy(model, tmp_path): return shutil.copytree(model, tmp_path/"copy")
+
+
+def said_of(model, tmp_path, capsys) -> str: # the one line that `prdp_train` says of a model
+    config = Config(model=str(model), prompts="animals", reward="colourfulness", eval_rewards=(),
+                    output_dir=str(tmp_path/"run"))
+    config.save(tmp_path/"config.yaml")
+    capsys.readouterr()
+    assert train_command(["--config", str(tmp_path/"config.yaml")]) == 1
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    line = printed.strip().splitlines()[-1]
+    assert line.startswith("prdp_train: error: ") and not (tmp_path/"run").exists()
+    return line
+
+
+def rewrite(folder, part: str, change): # the weights of a part
+    file, = (folder/part).glob("*.safetensors")
+    save_file(change(load_file(file)), file, {"format": "pt"})
+
+
+def without_a_layer(weights): # all of the first layer's
+    first = next(name for name in weights if ".0." in name).split(".0.")[0]
+    return {name: value for name, value in weights.items() if not name.startswith(f"{first}.0.")}
+
+def with_prefix(prefix): return lambda weights: {prefix + name: v for name, v in weights.items()}
+def with_one_more(weights): return weights | {"surplus": torch.zeros(3)}
+def another_shape(weights):
+    name = next(name for name in weights if name.endswith(".bias"))
+    return weights | {name: torch.zeros(weights[name].numel() + 1)}
+
+CHANGES = {"missing": without_a_layer, "module.": with_prefix("module."),
+           "base_model.": with_prefix("base_model.model."), "surplus": with_one_more,
+           "do not fit its config.json": another_shape}
+
+
+@pytest.mark.parametrize("says", CHANGES)
+@pytest.mark.parametrize("part", NETWORKS)
+def test_weights_that_are_not_those_of_the_network(copy, tmp_path, capsys, part, says):
+    rewrite(copy, part, CHANGES[says])
+    line = said_of(copy, tmp_path, capsys)
+    assert part in line and says in line
+
+
+@pytest.mark.parametrize("part", NETWORKS)
+@pytest.mark.parametrize("says", ["git lfs pull", "is torn"])
+def test_weights_that_are_no_weights(copy, tmp_path, capsys, part, says):
+    file, = (copy/part).glob("*.safetensors")
+    file.write_bytes(POINTER if says == "git lfs pull" else file.read_bytes()[:-100])
+    line = said_of(copy, tmp_path, capsys)
+    assert str(file) in line and says in line
+
+
+def test_weights_as_pickle_are_not_read(copy, tmp_path, capsys):
+    file, = (copy/"unet").glob("*.safetensors")
+    torch.save(load_file(file), file.with_name("diffusion_pytorch_model.bin"))
+    file.unlink()
+    assert "safetensors" in said_of(copy, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("kind", ["fp16", "ema"])
+def test_a_variant_alone_is_offered_and_loads_when_asked_for(copy, tmp_path, capsys, kind):
+    for file in copy.rglob("*.safetensors"):
+        file.rename(file.with_name(f"{file.stem}.{kind}.safetensors"))
+    assert f"give the model as '{copy}@{kind}'" in said_of(copy, tmp_path, capsys)
+    loaded = load_pipeline(f"{copy}@{kind}")
+    assert type(loaded).__name__ == "StableDiffusionPipeline"
+
+
+@pytest.mark.parametrize("name, says", [
+    ("model.safetensors", "from_single_file(file).save_pretrained(folder)"),
+    ("model.ckpt", "is a file, expected a folder"),
+    ("./no_such_folder", "there is no folder"), ("/no/such/folder", "there is no folder"),
+    ("~/models/sd", "there is no folder"),
+    ("https://huggingface.co/CompVis/stable-diffusion-v1-4", "give a repository of the hub as owner"),
+    ("emojii", "the nearest is 'emoji'"), ("emoji@", "the nearest is"), ("", "unknown model")])
+def test_names_that_are_no_models(tmp_path, capsys, monkeypatch, name, says):
+    monkeypatch.chdir(tmp_path)
+    for file in ("model.safetensors", "model.ckpt"): (tmp_path/file).touch()
+    if name == "emoji@": name = "emojy@fp16"
+    assert says in said_of(name, tmp_path, capsys)
+
+
+def edited(file, change): # a JSON file
+    values = json.loads(file.read_text(encoding="utf-8"))
+    change(values)
+    file.write_text(json.dumps(values), encoding="utf-8")
+
+
+@pytest.mark.parametrize("entry, says", [
+    (dict(_class_name=None), "is a None; supported are StableDiffusionPipeline"),
+    (dict(_class_name="StableDiffusionInpaintPipeline"), "is a StableDiffusionInpaintPipeline"),
+    (dict(unet=["my_package", "MyUNet"]), "no other code is run"),
+    (dict(unet=["diffusers", "NoSuchNet"]), "cannot be loaded as a pipeline"),
+    (dict(text_encoder=[None, None]), "comes without its text_encoder"),
+    (dict(tokenizer=[None, None]), "comes without its tokenizer")])
+def test_an_index_that_is_not_that_of_a_model(copy, tmp_path, capsys, entry, says):
+    edited(copy/"model_index.json", lambda values: values.update(entry))
+    assert says in said_of(copy, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\x00"])
+@pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "tokenizer/tokenizer.json",
+                                  "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"])
+def test_settings_that_are_torn(copy, tmp_path, capsys, file, content):
+    (copy/file).write_text(content, encoding="utf-8")
+    said_of(copy, tmp_path, capsys)
+
+
+def test_an_inpainting_network_is_refused(copy, tmp_path, capsys):
+    edited(copy/"unet/config.json", lambda values: values.update(in_channels=9))
+    rewrite(copy, "unet", lambda weights: weights | {
+        "conv_in.weight": torch.zeros(len(weights["conv_in.weight"]), 9, 3, 3)})
+    assert "9 channels and the VAE makes 4" in said_of(copy, tmp_path, capsys)
+
+
+def test_a_tokenizer_without_words_is_refused(copy, tmp_path, capsys):
+    (copy/"tokenizer/tokenizer.json").unlink()
+    assert "tokenizer" in said_of(copy, tmp_path, capsys)
+
+
+def test_a_tokenizer_without_a_limit_gets_that_of_its_encoder(copy):
+    edited(copy/"tokenizer/tokenizer_config.json", lambda values: values.pop("model_max_length", 0))
+    assert load_pipeline(copy).tokenizer.model_max_length == 77
+
+
+# LoRA
+
+
+@pytest.fixture
+def lora(model, tmp_path):
+    pipe = load_pipeline(model)
+    policy = make_policy(pipe, 2, 3.0, lora_rank=2)
+    torch.manual_seed(0)
+    for p in trainable_parameters(policy): p.data.normal_()
+    return save_finetuned(pipe, policy, tmp_path/"lora")
+
+
+def renamed(old, new): return lambda weights: {name.replace(old, new): v for name, v in weights.items()}
+def lost(weights): return dict(list(weights.items())[1:])
+
+@pytest.mark.parametrize("change", [
+    renamed("unet.", "transformer."), renamed("unet.", "text_encoder."), renamed("to_q", "to_z"),
+    renamed("unet.", "module.unet."), lost, lambda weights: {}, with_one_more], ids=range(7))
+def test_a_lora_of_which_not_everything_fits(lora, model, change):
+    file = lora/LORA_FILE
+    save_file(change(load_file(file)), file, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"{LORA_FILE} in .* does not fit the model"):
+        load_finetuned(lora, str(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_lora_comes_back_to_the_bit_in_any_dtype(lora, model, dtype):
+    kept, live = load_file(lora/LORA_FILE), adapter_weights(load_finetuned(lora, str(model), dtype))
+    assert kept.keys() == live.keys() and all(torch.equal(kept[name], live[name]) for name in kept)
+
+
+def test_a_base_model_is_not_shown_as_a_finetuned_one(lora, model, tmp_path, capsys):
+    run = tmp_path/"sampled"
+    run.mkdir()
+    shutil.move(lora, run/"final")
+    save_file(renamed("to_q", "to_z")(load_file(run/"final"/LORA_FILE)), run/"final"/LORA_FILE,
+              {"format": "pt"})
+    Config(model=str(model), prompts="animals", reward="colourfulness").save(run/"config.yaml")
+    assert sample_command([str(run), "a fox", "--output", str(tmp_path/"fox.png")]) == 1
+    assert "does not fit the model" in capsys.readouterr().err and not (tmp_path/"fox.png").exists()

@@ -139,6 +139,7 @@ def gradient_step(
     optimizer.zero_grad()
     return norm if finite else math.inf
 
+# %% ../nbs/07_algorithm.ipynb #ffa773c1
 SKIPS = 10 # updates in a row whose gradients overflow float16: by then the scale is 1/1024
 ADVICE = "Lower learning_rate, raise kl_weight, or use dtype float32"
 

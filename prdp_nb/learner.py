@@ -94,13 +94,12 @@ class Learner:
         device: str | torch.device, # where the model runs
     ):
         c = self.config = config
-        self.ranks, self.objective = ranks, c.make_objective()
+        self.ranks, self.objective, self.average = ranks, c.make_objective(), None
         self.learning = False # True from an epoch's first update until its row is written
         self.pipe = spare_gpu(load_pipeline(c.model, c.weights_dtype, device))
         self.policy = configured_policy(c, self.pipe)
         ranks.shard(self.policy)
-        self.optimizer, self.average = make_optimizer(c, self.weights), None
-        self.scaler = LossScaler(self.policy)
+        self.optimizer, self.scaler = make_optimizer(c, self.weights), LossScaler(self.policy)
         if c.ema_decay: self.average = follow_weights(self.optimizer, self.weights, c.ema_decay)
 
     @property
@@ -123,8 +122,7 @@ class Learner:
         with self.ranks.together(FloatingPointError):
             return update(self.policy, self.optimizer, self.objective, rollout,
                           rewards.to(self.pipe.unet.device), processes=self.ranks,
-                          scaler=self.scaler,
-                          **update_options(self.config, epoch))
+                          scaler=self.scaler, **update_options(self.config, epoch))
 
 # %% ../nbs/18_learner.ipynb #5f0a9b18
 def adapter_weights(pipe) -> dict[str, Tensor]: # a pipeline with a LoRA -> live tensors by name

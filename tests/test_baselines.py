@@ -1,6 +1,4 @@
 "Every objective as a run: the engine, the record and the folder are the same for all."
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -8,7 +6,7 @@ import torch
 from prdp_nb.baselines import OBJECTIVES
 from prdp_nb.config import Config
 from prdp_nb.runs import read_metrics
-from prdp_nb.training import Trainer, check_run
+from prdp_nb.training import Trainer
 
 SINGLE_IMAGE = ("ddpo", "ddpo_batch", "dpok") # compare no images of one prompt
 UNCLIPPED = ("rdp", "dpo") # ignore clip_range

@@ -312,6 +312,8 @@ def test_commands_on_a_run_with_a_changed_file(case, run, tmp_path, capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("prdp_")]
     assert status == len(said) and status in (0, 1), said
     if kind == "resume" and status == 0: assert outcome(folder) == outcome(run)
+    used = name.startswith("final/") and kind != "resume" and not name.endswith("checksums.json")
+    if used: assert status == ((folder/name).read_bytes() != (run/name).read_bytes())
     if kind == "evaluate" and status == 0: del before["evaluation.csv"]
     if kind != "resume" or status: assert all((folder/path).read_bytes() == content
                                               for path, content in before.items())

@@ -101,6 +101,7 @@ class LossScaler(torch.amp.GradScaler):
         self.skipped = 0 # updates in a row
 
     def update(self):
+        "After each step: a new scale, and a longer or a new count."
         before = self.get_scale()
         super().update()
         self.skipped = self.skipped + 1 if self.get_scale() < before else 0

@@ -168,7 +168,7 @@ def test_runs_survive_kills_at_random_moments(straight, tiny, tmp_path, monkeypa
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     draw, landed, number = random.Random(int(os.environ.get("PRDP_SEED", 0))), [], 0
-    wanted = dict(saving=4*KILLS//10, renamed=KILLS//10)
+    wanted = dict(saving=-(-4*KILLS//10), renamed=-(-KILLS//10))
     def start(folder, work=train_in_child):
         process = context.Process(target=work, args=(tiny(folder),))
         process.start()

@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['SEEDS_A_PROMPT', 'COLUMNS', 'RUN', 'BY', 'CENTRAL', 'fixed_seeds', 'Evaluation', 'evaluate', 'check_same', 'compare',
-           'read_table', 'check_gains', 'gain_matrix', 'resampled_means', 'win_rate', 'summary_row', 'summarise',
-           'as_markdown', 'before_after', 'contrast', 'compare_methods', 'thin', 'dump_evaluation', 'load_evaluation']
+           'text_rows', 'read_rows', 'read_table', 'check_gains', 'gain_matrix', 'resampled_means', 'win_rate',
+           'summary_row', 'summarise', 'as_markdown', 'before_after', 'contrast', 'compare_methods', 'thin', 'digest',
+           'dump_evaluation', 'load_evaluation']
 
 # %% ../nbs/16_comparison.ipynb #2626a350
-import json
+import csv, hashlib, json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, safetensors, safetensors.numpy
 from PIL import Image
 from tqdm.auto import tqdm
 from .models import generate
+from .prompts import one_line, text_lines
 from .rewards import compute_rewards, lookup
 
 # %% ../nbs/16_comparison.ipynb #d5cfefd8
@@ -31,7 +34,6 @@ def fixed_seeds(
                          f"{images}: images of two prompts would share seeds")
     return [SEEDS_A_PROMPT*i + j for i in prompts for j in range(images)]
 
-# %% ../nbs/16_comparison.ipynb #22bf4fc1
 @dataclass
 class Evaluation:
     "What scorers say of one model's images."
@@ -102,21 +104,48 @@ def compare(
         parts.append(pd.DataFrame(run | part | means))
     return pd.concat(parts, ignore_index=True).astype(dict(base=float, tuned=float))
 
+# %% ../nbs/16_comparison.ipynb #6751a37d
+def text_rows(path: Path) -> list[list[str]]: # a CSV file -> the header, then the rows
+    """The cells of a table as they are, where pandas leaves fields out or fills them up. Raises
+    `ValueError` for a row that does not fit the header, and for what is not CSV in UTF-8."""
+    rows = []
+    try:
+        for row in csv.reader(text_lines(path), strict=True):
+            if row and len(row) != len(rows[0] if rows else row):
+                raise ValueError(f"row {len(rows) + 1} has {len(row)} fields, the header has "
+                                 f"{len(rows[0])}")
+            if row: rows.append(row)
+    except csv.Error as error: raise ValueError(f"row {len(rows) + 1} is torn ({error})") from error
+    if not rows: raise ValueError("it is empty")
+    if "" in rows[0] or len({*rows[0]}) < len(rows[0]):
+        raise ValueError("a column has no name, or the same as another")
+    return rows
+
+def read_rows(
+    path: str | Path, # a CSV file with a header
+    what: str, # is wrong where it cannot be read, in words
+    types: Callable[[str], type], # name of a column -> `str`, or `int` or `float`
+) -> pd.DataFrame: # every digit of it
+    "A table from disk. Raises `ValueError` as `text_rows`, and for a cell of another type."
+    try:
+        header, *rows = text_rows(Path(path))
+        table = pd.DataFrame(rows, columns=header, dtype=str)
+        for name in filter(lambda name: types(name) is not str, table):
+            if any("_" in cell for cell in table[name]): # 1_000, which Python reads
+                raise ValueError(f"{name} must hold numbers")
+        return table.astype({name: types(name) for name in table})
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{str(path)!r} is {what}: {one_line(error)}") from error
+
 # %% ../nbs/16_comparison.ipynb #3c9b3689
 def read_table(
     *paths: str | Path, # CSV files in the format of `compare`
 ) -> pd.DataFrame: # their rows, one file after the other
     """Evaluations from disk: names and prompts as text, even `001` or `null`. Raises `ValueError`
     for a file of another format."""
-    text, numbers = COLUMNS[:2] + COLUMNS[3:-2], COLUMNS[-2:]
-    types = dict.fromkeys(text, str) | dict.fromkeys(numbers, float)
-    tables = []
+    numbers, tables = dict(seed=int, base=float, tuned=float), []
     for path in paths:
-        try: table = pd.read_csv(path, dtype=types, keep_default_na=False, index_col=False,
-                                 na_values=dict.fromkeys(numbers, ["nan"]))
-        except ValueError as error: # a row that does not fit the header, or a word for a number
-            said = " ".join(str(error).split())
-            raise ValueError(f"{str(path)!r} is no table of evaluations: {said}") from error
+        table = read_rows(path, "no table of evaluations", lambda name: numbers.get(name, str))
         missing = [column for column in COLUMNS if column not in table]
         if missing:
             raise ValueError(f"{str(path)!r} is no table of evaluations: it lacks "
@@ -160,8 +189,7 @@ def resampled_means(
     stream: int = 0, # another number draws other runs, but the same prompts
 ) -> np.ndarray: # (R,)
     "The mean gain in R experiments with runs and prompts drawn with replacement."
-    gains = np.asarray(gains)
-    runs, prompts = gains.shape
+    runs, prompts = (gains := np.asarray(gains)).shape
     drawn_prompts = np.random.default_rng(0).integers(prompts, size=(resamples, prompts))
     drawn_runs = np.random.default_rng((1, stream)).integers(runs, size=(resamples, runs, 1))
     counts = (drawn_runs == np.arange(runs)).sum(1)
@@ -223,12 +251,11 @@ def contrast(
 ) -> dict[str, float]: # difference and ratio, each with the ends of its 95 % interval
     "How two methods differ. The ratio is NaN where the second gain may be zero."
     first, second = resampled_means(one, stream=0), resampled_means(two, stream=1)
-    low, high = np.quantile(first - second, CENTRAL)
-    found = dict(difference=one.mean() - two.mean(), low=low, high=high)
-    if np.prod(np.quantile(second, CENTRAL)) <= 0:
-        return found | dict(ratio=np.nan, ratio_low=np.nan, ratio_high=np.nan)
-    low, high = np.quantile(first/second, CENTRAL)
-    return found | dict(ratio=one.mean()/two.mean(), ratio_low=low, ratio_high=high)
+    differences = [one.mean() - two.mean(), *np.quantile(first - second, CENTRAL)]
+    ratios = [np.nan]*3
+    if np.prod(np.quantile(second, CENTRAL)) > 0:
+        ratios = [one.mean()/two.mean(), *np.quantile(first/second, CENTRAL)]
+    return dict(zip("difference low high ratio ratio_low ratio_high".split(), differences + ratios))
 
 # %% ../nbs/16_comparison.ipynb #16c0de22
 def compare_methods(
@@ -261,6 +288,13 @@ def thin(
     return [prompts[i*len(prompts)//kept] for i in range(kept)]
 
 # %% ../nbs/16_comparison.ipynb #0cf5c2c9
+def digest(tensors: dict[str, np.ndarray]) -> str: # SHA-256
+    "A checksum of arrays with their names, types and shapes."
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {value.dtype} {value.shape} ".encode() + value.tobytes())
+    return found.hexdigest()
+
 def dump_evaluation(
     evaluation: Evaluation,
     origin: dict, # what it depends on, among it the prompts and the scorers' names
@@ -268,17 +302,20 @@ def dump_evaluation(
     "Scores and images as the content of a file."
     tensors = {f"scores/{name}": scores for name, scores in evaluation.scores.items()}
     tensors["images"] = np.stack([np.asarray(i.convert("RGB")) for i in evaluation.images])
-    return safetensors.numpy.save(tensors, dict(origin=json.dumps(origin)))
+    notes = dict(origin=json.dumps(origin), checksum=digest(tensors))
+    return safetensors.numpy.save(tensors, notes)
 
 def load_evaluation(
     path: Path, # a safetensors file
     origin: dict, # as it was given to `dump_evaluation`
-) -> Evaluation | None: # None where there is none of that origin
+) -> Evaluation | None: # None where there is none of that origin, or it is damaged
     "Read scores and images again."
     try:
         with safetensors.safe_open(path, "np") as file:
-            if json.loads(file.metadata()["origin"]) != origin: return None
-            scores = {name: file.get_tensor(f"scores/{name}") for name in origin["scorers"]}
-            images = [Image.fromarray(image) for image in file.get_tensor("images")]
-    except (OSError, safetensors.SafetensorError): return None
+            notes, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+        known = json.loads(notes["origin"]) == origin and notes["checksum"] == digest(tensors)
+    except (OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError): known = False
+    if not known: return None
+    scores = {name: tensors[f"scores/{name}"] for name in origin["scorers"]}
+    images = [Image.fromarray(image) for image in tensors["images"]]
     return Evaluation(origin["prompts"], scores, images)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BOUNDS', 'PAPER', 'SMALL', 'LARGE', 'EMOJI', 'EMOJI_LARGE', 'T4', 'PRESETS', 'option', 'changes', 'cast_bool',
            'cast_names', 'cast', 'choose', 'check', 'TaskOptions', 'EpochOptions', 'UpdateOptions', 'CostOptions',
-           'ReportOptions', 'ConfigFields', 'check_several_images', 'read_yaml', 'Config', 'unet_evaluations']
+           'ReportOptions', 'ConfigFields', 'check_several_images', 'UniqueKeys', 'read_yaml', 'Config',
+           'unet_evaluations']
 
 # %% ../nbs/20_config.ipynb #e1f821d5
 import math, operator
@@ -35,7 +36,7 @@ def cast_bool(name: str, value) -> bool: # the field's name; what it was given
     "Read true or false; the text 'false' is false. Raises `ValueError` for anything else."
     known = dict(true=True, false=False)
     if str(value).lower() not in known:
-        raise ValueError(f"{name} must be true or false, not {value!r}")
+        raise ValueError(f"{name} must be true or false, not {value!r:.100}")
     return known[str(value).lower()]
 
 # %% ../nbs/20_config.ipynb #b2ffc931
@@ -44,7 +45,7 @@ def cast_names(name: str, value) -> tuple[str, ...]: # the field's name; what it
     values = [value] if isinstance(value, str) else value
     if isinstance(values, (list, tuple)) and all(isinstance(v, str) for v in values):
         return tuple(values)
-    raise ValueError(f"{name} must be a list of names, not {value!r}")
+    raise ValueError(f"{name} must be a list of names, not {value!r:.100}")
 
 # %% ../nbs/20_config.ipynb #8abcca82
 def cast(
@@ -60,7 +61,7 @@ def cast(
     try: result = kind(value)
     except (TypeError, ValueError, OverflowError): result = None
     if result is None or changes(value, result):
-        raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
+        raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r:.100}")
     return result
 
 # %% ../nbs/20_config.ipynb #6ade8107
@@ -279,6 +280,14 @@ PRESETS = dict( # name -> fields that differ from the defaults
         prompts="animal_names", reward="aesthetic", epochs=250, kl_weight=1.0))
 
 # %% ../nbs/20_config.ipynb #44d61b1e
+class UniqueKeys(yaml.SafeLoader):
+    "YAML that names no field twice: the specification forbids it, the library takes the last."
+    def construct_mapping(self, node, deep=False): # of the library
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1: raise yaml.YAMLError(f"{key!r:.100} is given twice")
+        return super().construct_mapping(node, deep)
+
 def read_yaml(path: str | Path) -> dict: # a YAML file -> field -> value
     """The fields that a YAML file gives. Raises `FileNotFoundError`, or `ValueError` for a file
     that is not YAML, or holds something other than fields."""
@@ -286,8 +295,8 @@ def read_yaml(path: str | Path) -> dict: # a YAML file -> field -> value
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file at {path.absolute()}: check the path; a "
                                 f"preset is named as one (--preset {', '.join(PRESETS)})")
-    try: values = yaml.safe_load(path.read_text("utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    try: values = yaml.load(path.read_text("utf-8"), UniqueKeys) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error: # a date such as 2001-13-01
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is not YAML in UTF-8: {reason}") from error
     if not isinstance(values, dict):

@@ -88,6 +88,7 @@ def backward_log_probs(
     fraction: float = 1.0, # share of the cells to use, in (0, 1]; below 1 unbiased, not exact
     generator: torch.Generator | None = None, # CPU generator of that choice
     at_least: int = 0, # cells to go back; where there are fewer, the first fills up, times 0
+    loss_scale: float = 1.0, # a factor of the gradient that stays on it, for a `GradScaler`
 ) -> int: # network evaluations spent, each forward and backward
     """Accumulate the gradient of Σ coefficients·log-prob chunk by chunk, in memory that depends on
     neither S nor B. Raises `ValueError` for a wrong shape, fraction or chunk, `MemoryError` where
@@ -101,5 +102,5 @@ def backward_log_probs(
     hint = oom_hint("chunk_size", min(chunk_size, len(index)), "going backward")
     with hint, scaled(policy.denoiser.parameters(), scale):
         for cells, a in zip(index.split(chunk_size), weight.split(chunk_size)):
-            (scale*a*policy.log_prob(*rollout.cells(cells))).sum().backward()
+            (loss_scale*scale*a*policy.log_prob(*rollout.cells(cells))).sum().backward()
     return len(index)*policy.evaluations

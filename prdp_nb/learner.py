@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['optimizer_class', 'make_optimizer', 'follow_weights', 'update_options', 'configured_policy', 'usable_device',
-           'Learner', 'trained_weights', 'load_trained', 'learner_state', 'load_moments', 'load_average',
-           'load_learner', 'use_average']
+           'Learner', 'trained_weights', 'load_trained', 'objective_memory', 'learner_state', 'load_moments',
+           'load_average', 'load_learner', 'use_average', 'bytes_sum', 'check_replicas']
 
 # %% ../nbs/19_learner.ipynb #b8d45647
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from .algorithm import OneProcess, update
+from .algorithm import LossScaler, OneProcess, update
 from .finetuning import LORA_FILE, adapter_weights, make_policy, trains_adapter
 from .models import family_of, load_pipeline, network_of, spare_gpu
 from .policies import Policy, trainable_parameters
@@ -95,12 +95,12 @@ class Learner:
         device: str | torch.device, # where the model runs
     ):
         c = self.config = config
-        self.ranks, self.objective = ranks, c.make_objective()
+        self.ranks, self.objective, self.average = ranks, c.make_objective(), None
         self.learning = False # True from an epoch's first update until its row is written
         self.pipe = spare_gpu(load_pipeline(c.model, c.weights_dtype, device))
         self.policy = configured_policy(c, self.pipe)
         ranks.shard(self.policy)
-        self.optimizer, self.average = make_optimizer(c, self.weights), None
+        self.optimizer, self.scaler = make_optimizer(c, self.weights), LossScaler(self.policy)
         if c.ema_decay: self.average = follow_weights(self.optimizer, self.weights, c.ema_decay)
 
     @property
@@ -123,7 +123,7 @@ class Learner:
         with self.ranks.together(FloatingPointError):
             return update(self.policy, self.optimizer, self.objective, rollout,
                           rewards.to(network_of(self.pipe).device), processes=self.ranks,
-                          **update_options(self.config, epoch))
+                          scaler=self.scaler, **update_options(self.config, epoch))
 
 # %% ../nbs/19_learner.ipynb #2d4208b4
 def trained_weights(
@@ -156,12 +156,17 @@ def load_trained(
     for name, value in live.items(): value.copy_(saved[name])
 
 # %% ../nbs/19_learner.ipynb #c1982638
+def objective_memory(learner: Learner) -> dict: # for a checkpoint; empty for most objectives
+    "What the objective remembers of earlier epochs."
+    objective = learner.objective
+    return objective.state_dict() if hasattr(objective, "state_dict") else {}
+
 def learner_state(learner: Learner) -> dict: # plain numbers and whole tensors
-    "What the rest of a run depends on beside the weights: moments, average, memory."
-    objective, average = learner.objective, learner.average
-    memory = objective.state_dict() if hasattr(objective, "state_dict") else {}
+    "What the rest of a run depends on beside the weights: moments, average, memory, loss scale."
+    average, memory = learner.average, objective_memory(learner)
     return learner.ranks.join(dict(optimizer=learner.optimizer.state_dict(), objective=memory,
-                                   average=average and average.state_dict()))
+                                   average=average and average.state_dict(),
+                                   scaler=learner.scaler.state_dict()))
 
 # %% ../nbs/19_learner.ipynb #5f0a9b1b
 def load_moments(learner: Learner, state: dict): # the optimizer's part of `learner_state`
@@ -187,10 +192,11 @@ def load_learner(
     checkpoint: Path, # a folder with the weights
     state: dict, # from `learner_state`
 ):
-    "Take up a checkpoint's weights, moments, average and memory."
+    "Take up a checkpoint's weights, moments, average, memory and loss scale."
     with learner.ranks.whole(learner.pipe, learner.policy, write=True) as (pipe, policy):
         load_trained(pipe, policy, checkpoint)
     load_moments(learner, state["optimizer"])
+    learner.scaler.load_state_dict(state.get("scaler", {}))
     if learner.average: load_average(learner, state["average"])
     if hasattr(learner.objective, "load_state_dict"):
         learner.objective.load_state_dict(state["objective"])
@@ -207,3 +213,24 @@ def use_average(
     weights = [p for name, p in named if all_of_it or "lora_" in name]
     means = state["average"]["shadow_params"]
     for p, mean in zip(weights, means, strict=True): p.data.copy_(mean)
+
+# %% ../nbs/19_learner.ipynb #5d883d26
+def bytes_sum(value) -> int | str: # a tensor -> the sum of its bytes; else the value in words
+    "A checksum that one wrong bit changes, computed where the tensor is."
+    if not isinstance(value, Tensor): return repr(value)
+    return value.detach().contiguous().flatten().view(torch.uint8).sum(dtype=torch.int64).item()
+
+def check_replicas(learner: Learner):
+    """Raises `FloatingPointError` where processes hold other weights, moments, average or memory.
+    Of a sharded model each has its own part, and the memory alone must agree."""
+    from torch.utils._pytree import tree_leaves
+    state = dict(objective=objective_memory(learner))
+    if not learner.ranks.sharded: state |= dict(weights=learner.weights) | learner_state(learner)
+    sums = {part: [bytes_sum(leaf) for leaf in tree_leaves(held)] for part, held in state.items()}
+    for rank, found in enumerate(everyone := learner.ranks.exchange(sums)):
+        apart = [part for part in sums if found[part] != everyone[0][part]]
+        if apart:
+            raise FloatingPointError(f"process {rank} does not hold what process 0 holds: "
+                                     f"{', '.join(apart)} differ; nothing was saved. Run all "
+                                     "processes on the same hardware and libraries, and go on from "
+                                     "the last checkpoint")

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ANIMAL_NAMES', 'HPDV2', 'PICKAPIC', 'HUB_SETS', 'EMOJI_SETS', 'PROMPT_SETS', 'HPDV2_UNSEEN', 'EVALUATION_SETS',
            'USUAL_NAMES', 'READERS', 'HUB_ADDRESS', 'animal_names', 'animals', 'stripped', 'tidy', 'prompt_set',
-           'seen_prompts', 'hpdv2_seen', 'choose_column', 'from_rows', 'text_lines', 'read_lines', 'read_json',
-           'read_json_lines', 'csv_rows', 'csv_column', 'read_csv', 'read_parquet', 'one_line', 'read_prompts',
-           'download', 'read_in_place', 'hub_error', 'hub_prompts', 'load_prompts']
+           'seen_prompts', 'hpdv2_seen', 'choose_column', 'from_rows', 'text_lines', 'read_lines', 'unique_keys',
+           'read_json', 'read_json_lines', 'csv_rows', 'csv_column', 'read_csv', 'read_parquet', 'one_line',
+           'read_prompts', 'download', 'read_in_place', 'hub_error', 'hub_prompts', 'load_prompts']
 
 # %% ../nbs/11_prompts.ipynb #4160422e
 import csv, json, pkgutil, random, re, textwrap
@@ -61,7 +61,7 @@ def stripped(
     "Each entry without the white space around it. Raises `ValueError` for one that is not text."
     for i, entry in enumerate(entries): # a NUL or half a character cannot be shown or encoded
         if not isinstance(entry, str) or re.search("[\0\ud800-\udfff]", entry):
-            raise ValueError(f"entry {i} is {entry!r}, not text")
+            raise ValueError(f"entry {i} is {entry!r:.100}, not text")
         yield entry.strip()
 
 # %% ../nbs/11_prompts.ipynb #bd7567db
@@ -155,22 +155,34 @@ def read_lines(
                              "a .json file")
         yield line
 
+def unique_keys(pairs: list[tuple]) -> dict: # of a JSON object, in the order of the file
+    "Raises `ValueError` for a key that is there twice."
+    found = dict(pairs)
+    if len(found) < len(pairs): raise ValueError(f"an object has a key twice: {[*found]!r:.100}")
+    return found
+
 def read_json(
     path: Path, # a JSON file with one list
     column: str | None = None, # that holds the prompts, where it is a list of objects
 ) -> list: # one entry a row
     "Read a .json file."
-    return from_rows(json.loads("".join(text_lines(path))), column)
+    content = "".join(text_lines(path))
+    return from_rows(json.loads(content, object_pairs_hook=unique_keys), column)
 
+# %% ../nbs/11_prompts.ipynb #c2b7f4e9
 def read_json_lines(
     path: Path, # a file with one string or object a line
     column: str | None = None, # that holds the prompts, where they are objects
 ) -> list: # one entry a line
-    "Read a .jsonl file, as one list, so that an error in it names the line."
-    lines = [line.rstrip() for line in read_lines(path)]
-    return from_rows(json.loads("[" + ",\n".join(filter(None, lines)) + "]"), column)
+    "Read a .jsonl file. Raises `ValueError` with the number of a line that is not one JSON value."
+    rows = []
+    for i, line in enumerate(read_lines(path), 1):
+        if not line.strip(" \t\r\n"): continue
+        try: rows.append(json.loads(line, object_pairs_hook=unique_keys))
+        except ValueError as error:
+            raise ValueError(f"line {i} is not JSON: {getattr(error, 'msg', error)}") from error
+    return from_rows(rows, column)
 
-# %% ../nbs/11_prompts.ipynb #c2b7f4e9
 def csv_rows(
     path: Path, # a CSV file with a header
 ) -> Iterator[list[str]]: # the header first; blank rows are left out
@@ -230,14 +242,15 @@ def read_parquet(
     except ImportError as error:
         raise ImportError(f"reading {path} needs pyarrow: pip install pyarrow") from error
     # threads of pyarrow's own gain nothing in one column, and may abort a process that ends soon
-    with ParquetFile(path, pre_buffer=False) as file:
+    with ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
         column = choose_column(file.schema_arrow.names, column)
         return file.read(columns=[column], use_threads=False)[column].to_pylist()
 
 # %% ../nbs/11_prompts.ipynb #bdab2536
 def one_line(error: Exception) -> str: # its message, which can be printed, and what to do
     advice = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
-    return " ".join(str(error).encode("utf-8", "backslashreplace").decode().split()) + advice
+    said = " ".join(str(error).encode("utf-8", "backslashreplace").decode().split())
+    return (said if len(said) < 1000 else said[:1000] + " …") + advice
 
 READERS = {".txt": read_lines, ".json": read_json, ".jsonl": read_json_lines, ".csv": read_csv,
            ".parquet": read_parquet}
@@ -255,7 +268,7 @@ def read_prompts(
         raise ValueError(f"prompt file {path} is of unknown format {suffix!r}; "
                          f"known are: {', '.join(READERS)}")
     try: return tidy(READERS[suffix](path, column) if path.stat().st_size else [])
-    except (ValueError, RecursionError) as error: # JSON nested a thousand times is the latter
+    except (ValueError, OSError, RecursionError) as error: # JSON nested a thousand times: the last
         raise ValueError(f"cannot read prompts from {path}: {one_line(error)}") from error
 
 # %% ../nbs/11_prompts.ipynb #a364d4e3

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from filelock import FileLock, Timeout
+from .comparison import read_rows
 from .config import Config
 from .learner import Learner, learner_state, usable_device, use_average
 from .finetuning import load_finetuned, save_finetuned
@@ -65,10 +66,11 @@ def seal(folder: Path): # written, but for the checksums
 # %% ../nbs/21_runs.ipynb #efd13327
 def damage(folder: Path) -> str: # sealed once -> what is wrong; empty where it is intact
     "Compare a folder with its checksums."
-    try: sums = json.loads((folder/CHECKSUMS).read_text(encoding="utf-8"))
-    except (OSError, ValueError): return f"{CHECKSUMS} is missing or torn"
-    for name, expected in sums.items():
-        if not (folder/name).is_file(): return f"{name} is missing"
+    try: sums = json.loads((folder/CHECKSUMS).read_text(encoding="utf-8")).items()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return f"{CHECKSUMS} is missing or torn"
+    for name, expected in sums:
+        if not os.path.isfile(folder/name): return f"{name} is missing"
         if checksum(folder/name) != expected: return f"{name} is not as it was written"
     return ""
 
@@ -190,10 +192,7 @@ def append_rows(
 
 def read_metrics(run: str | Path) -> pd.DataFrame: # a run folder -> a row an epoch
     "A run's `metrics.csv`, every digit of it. Raises `ValueError` for a row that is torn."
-    path = Path(run)/"metrics.csv"
-    try: return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False).astype(float)
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is torn: {' '.join(str(error).split())}") from error
+    return read_rows(Path(run)/"metrics.csv", "torn", lambda name: float)
 
 # %% ../nbs/21_runs.ipynb #6a6e8507
 def random_states(
@@ -352,8 +351,10 @@ def load_checkpoint(
     device: str | None = None, # None: the run's own, or the best there is
 ) -> tuple: # the run's `Config`, and a pipeline with the model of then
     """A model of a run, with the moving average of its weights where the run has one. Raises
-    `ValueError` for an unknown checkpoint, with those that exist."""
+    `ValueError` for an unknown checkpoint, with those that exist, and for a damaged one."""
     folder = lookup("checkpoint", checkpoint, checkpoints(run))
+    if problem := damage(folder):
+        raise ValueError(f"{folder} is damaged ({problem}): choose another checkpoint of the run")
     config = run_config(run)
     where = usable_device(device) if device else device_of(config)
     pipe = load_finetuned(folder, config.model, config.weights_dtype, where)

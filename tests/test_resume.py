@@ -1,9 +1,10 @@
 """Guards 21_runs and 24_training: runs that are interrupted.
 
 They are killed at random moments, run out of disk, find damaged checkpoints or a reward that fails.
-Each goes on to the very bits of the run that was left alone. `PRDP_KILLS=20 pytest
-tests/test_resume.py -k kills` kills twenty times instead of four, `PRDP_SEED` draws other
-moments."""
+Each goes on to the very bits of the run that was left alone. `PRDP_KILLS=100 pytest
+tests/test_resume.py` kills a hundred times instead of four, 40 times while something is saved and
+10 times between a rename and the deletion, and tries every file operation instead of some;
+`PRDP_SEED` draws other moments."""
 import csv
 import errno
 import multiprocessing
@@ -26,10 +27,11 @@ from prdp_nb.algorithm import draw_prompts
 from prdp_nb.finetuning import load_finetuned
 from prdp_nb.models import encode_prompts, latent_shape
 from prdp_nb.rewards import RewardError
-from prdp_nb.commands import train_command
+from prdp_nb.commands import sample_command, train_command
 from prdp_nb.config import Config
 from prdp_nb.policies import trainable_parameters
-from prdp_nb.runs import damage, newest_intact, read_metrics, run_lock, saved_checkpoints
+from prdp_nb.runs import (
+    damage, epoch_of, newest_intact, read_metrics, run_lock, saved_checkpoints)
 from prdp_nb.training import Trainer, check_run, restore, run_epoch
 
 TINY = dict(
@@ -108,12 +110,20 @@ def broken(broken_once, tmp_path):
 # Killed
 
 
+KILLS = int(os.environ.get("PRDP_KILLS", 4))
+WINDOW = 0.05 # seconds for which a run rests between a rename and the deletion
+
+
 def train_in_child(config):
     "A run, begun or gone on with, in a process of its own."
-    folder = Path(config.output_dir)
+    folder, delete = Path(config.output_dir), shutil.rmtree
     os.environ["TQDM_DISABLE"] = "1"
     sys.stdout = sys.stderr = open(os.devnull, "w")
     torch.set_num_threads(1)
+    def rest_and_delete(path, *given, **named):
+        if Path(path).name == ".removing" and Path(path).exists(): time.sleep(WINDOW)
+        delete(path, *given, **named)
+    shutil.rmtree = rest_and_delete
     arguments = ["--resume", str(folder)] if (folder/"config.yaml").exists() else flags(config)
     sys.exit(train_command(arguments))
 
@@ -124,66 +134,76 @@ def flags(config):
     return [part for name, values in given.items() for part in (f"--{name}", *map(str, values))]
 
 
-def kill_some_time(process, folder, draw, while_saving, seconds):
-    """SIGKILL a run at a random moment of the `seconds` that it takes, or as soon as it saves
-    something. True if it was still at work."""
+def kill_some_time(process, folder, draw, kind, seconds):
+    """SIGKILL a run at a random moment of the `seconds` that it takes, while it saves something, or
+    between a rename and the deletion. Where it happened; empty if the run had ended."""
     until, patience = time.monotonic() + draw.uniform(0, seconds), time.monotonic() + 60
-    saves = draw.randint(1, 3)
-    while process.is_alive() and time.monotonic() < (patience if while_saving else until):
-        if while_saving and (folder/".saving").exists():
-            saves -= 1
-            if saves == 0:
-                time.sleep(draw.uniform(0, 0.02))
+    window = dict(saving=folder/".saving", renamed=folder/".removing").get(kind)
+    passed, before = draw.randrange(3), False
+    while process.is_alive() and time.monotonic() < (patience if window else until):
+        now = bool(window) and window.exists()
+        if now and not before:
+            if passed == 0:
+                time.sleep(draw.uniform(0, 0.02 if kind == "saving" else WINDOW/2))
                 break
-            while (folder/".saving").exists() and process.is_alive(): time.sleep(0.0005)
+            passed -= 1
+        before = now
         time.sleep(0.0005)
-    killed = process.is_alive()
-    if killed: os.kill(process.pid, signal.SIGKILL)
+    if not process.is_alive(): return ""
+    os.kill(process.pid, signal.SIGKILL)
     process.join()
-    return killed
+    if (folder/".removing").exists(): return "renamed"
+    return "saving" if (folder/".saving").exists() else "anywhere"
+
+
+def intact(folder):
+    return [epoch_of(path) for path in saved_checkpoints(folder) if not damage(path)]
 
 
 PRELOADED = ["prdp_nb.training", "prdp_nb.emoji", "diffusers", "peft", "accelerate",
              "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"]
 
 
-def saving(folder):
-    "Was the run in this folder writing or replacing one of its folders?"
-    return (folder/".saving").exists() or (folder/".removing").exists()
-
-
 def test_runs_survive_kills_at_random_moments(straight, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    draw = random.Random(int(os.environ.get("PRDP_SEED", 0)))
-    kills, number, landed = int(os.environ.get("PRDP_KILLS", 4)), 0, []
+    draw, landed, number = random.Random(int(os.environ.get("PRDP_SEED", 0))), [], 0
+    wanted = dict(saving=-(-4*KILLS//10), renamed=-(-KILLS//10))
     def start(folder, work=train_in_child):
         process = context.Process(target=work, args=(tiny(folder),))
         process.start()
         return process
+    def enough(): return len(landed) >= KILLS and all(
+        landed.count(kind) >= count for kind, count in wanted.items())
     start(tmp_path, print).join() # until then the imports take their time
     began = time.monotonic()
     whole = start(tmp_path/"whole")
     whole.join()
     assert whole.exitcode == 0 and same(tmp_path/"whole", straight)
     seconds = time.monotonic() - began
-    while len(landed) < kills:
+    while not enough():
         number += 1
-        folder, attempts, killed = tmp_path/f"run{number}", 0, True
-        while killed: # up to four times, then it may finish
+        folder, attempts, kept, where = tmp_path/f"run{number}", 0, [], "anywhere"
+        while where: # up to four times, then it may finish
             process = start(folder)
             attempts += 1
             while not (folder/"config.yaml").exists() and process.is_alive(): time.sleep(0.001)
-            while_saving, enough = len(landed) % 2 == 0, attempts == 5 or len(landed) == kills
-            killed = not enough and kill_some_time(process, folder, draw, while_saving, seconds)
-            if killed: landed.append("while saving" if saving(folder) else "elsewhere")
+            missing = [kind for kind, count in wanted.items() if landed.count(kind) < count]
+            spare = KILLS - len(landed) > sum(wanted[kind] - landed.count(kind) for kind in missing)
+            kind = draw.choice(missing + ["anywhere"]*spare or ["anywhere"])
+            done = attempts == 5 or enough()
+            where = "" if done else kill_some_time(process, folder, draw, kind, seconds)
+            if where: landed.append(where)
+            assert max(intact(folder), default=0) >= max(kept, default=0), "a checkpoint is lost"
+            kept = intact(folder)
         process.join()
         assert process.exitcode == 0, f"kill {len(landed)} of {folder} was not survived"
         assert same(folder, straight)
         assert not any(damage(path) for path in saved_checkpoints(folder))
-    print(f"{kills} kills, {landed.count('while saving')} of them while saving, {number} runs")
-    if kills >= 4: assert "while saving" in landed
+        shutil.rmtree(folder)
+    found = {kind: landed.count(kind) for kind in ("saving", "renamed", "anywhere")}
+    print(f"{len(landed)} kills, {found}, {number} runs")
 
 
 # Gone on with
@@ -376,6 +396,90 @@ def test_a_full_disk_leaves_the_checkpoint_before(where, straight, broken, monke
     assert same(broken, straight)
 
 
+def some(numbers):
+    "All of them where it was asked for, else a few."
+    return numbers if KILLS >= 100 else numbers[::len(numbers)//3]
+
+
+def stopped_with_a_line(run, capsys):
+    """A run went on until a file operation failed: one line says it, and the checkpoints of before
+    are there. Then it goes on to the end."""
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("prdp_")]
+    assert len(said) == 1 and said[0].startswith("prdp_train: error: "), said
+    assert {1, 2} <= set(intact(run)) or max(intact(run)) > 2
+    if (run/"final").exists(): assert damage(run/"final") == ""
+    assert train_command(["--resume", str(run)]) == 0
+    assert not any((run/name).exists() for name in (".saving", ".removing", ".final.old"))
+
+
+@pytest.mark.parametrize("number", some([*range(1, 10)]))
+def test_a_rename_that_fails_anywhere_in_a_run_stops_it_and_loses_nothing(
+        number, straight, broken, monkeypatch, capsys):
+    replace, calls = os.replace, []
+    def refused(source, target, **named):
+        if broken in Path(target).parents: calls.append(target)
+        if len(calls) == number and calls[-1] == target:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+        return replace(source, target, **named)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", refused)
+        assert train_command(["--resume", str(broken)]) == 1
+    stopped_with_a_line(broken, capsys)
+    assert same(broken, straight)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such limit")
+@pytest.mark.parametrize("size", some([0, 10, 100, 1000, 2000, 5000, 20_000, 50_000, 100_000]))
+def test_files_that_cannot_grow_stop_a_run_and_lose_nothing(size, straight, broken, capsys):
+    "As on a full disk, at whatever is written: every file ends at `size` bytes."
+    import resource
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try: status = train_command(["--resume", str(broken)])
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 1
+    stopped_with_a_line(broken, capsys)
+    assert same(broken, straight)
+
+
+def read_only(monkeypatch, folder):
+    "Nothing below the folder can be written, also for root."
+    def within(path): return not isinstance(path, int) and folder in (
+        Path(path).absolute(), *Path(path).absolute().parents)
+    def refusing(real, writes):
+        def operation(path, *given, **named):
+            if within(path) and writes(*given, **named):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+            return real(path, *given, **named)
+        return operation
+    for name in ("mkdir", "unlink", "rmdir", "replace", "remove", "rename"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name), lambda *_, **__: True))
+    flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+    monkeypatch.setattr(os, "open", refusing(os.open, lambda given, *_, **__: given & flags))
+    opens = refusing(open, lambda mode="r", *_, **__: set(mode) & set("wax+"))
+    monkeypatch.setattr("builtins.open", opens)
+    monkeypatch.setattr("io.open", opens)
+
+
+def test_a_run_in_a_folder_that_cannot_be_written_can_be_used_and_not_gone_on_with(
+        straight, broken, tmp_path, monkeypatch, capsys):
+    files = {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patched:
+        read_only(patched, broken)
+        image = tmp_path/"fox.png"
+        assert sample_command([str(broken), "a fox", "--output", str(image)]) == 0
+        capsys.readouterr()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert train_command(["--resume", str(broken)]) == 1
+            assert train_command([*flags(Config(output_dir=str(broken/"new")))]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("prdp_")]
+    assert len(said) == 2 and all("Read-only file system" in line for line in said)
+    assert {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()} == files
+    assert train_command(["--resume", str(broken)]) == 0
+    assert same(broken, straight)
+
+
 # The reward fails
 
 
@@ -531,8 +635,8 @@ def test_weights_that_are_not_finite_are_not_saved_as_a_checkpoint(broken, monke
 def test_a_spike_of_the_gradient_is_reported_once(tiny, tmp_path, monkeypatch):
     trainer = Trainer(tiny(tmp_path/"run", epochs=7, save_every=100))
     step, norms = algorithm.gradient_step, []
-    def spoiled(policy, optimizer, max_grad_norm):
-        norms.append(step(policy, optimizer, max_grad_norm))
+    def spoiled(*given):
+        norms.append(step(*given))
         return 1.0 if len(norms) != 13 else 50.0 # the first update of epoch 7
     monkeypatch.setattr(algorithm, "gradient_step", spoiled)
     with warnings.catch_warnings(record=True) as caught:

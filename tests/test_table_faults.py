@@ -1,6 +1,6 @@
 """Rooms 11, 16, 21 and 26: tables and text that are read or written wrong. The content comes back
 as it was written, or one line says what is wrong with the file."""
-import ast, json, random
+import ast
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from prdp_nb.commands import evaluate_command
@@ -97,41 +97,6 @@ def test_what_is_no_text_is_refused(name, content, expected, tmp_path):
 def test_two_halves_of_a_character_are_one(tmp_path):
     assert load_prompts(written(tmp_path/"own.json", '["a \\ud83e\\udd8a"]')) == ["a 🦊"]
 
-# Prompts: files with one thing changed
-
-PROMPTS = ["a fox", "a duck, digital art", 'a "sly" bee', "狐 🦊", "null", "a cow; oil"]
-
-def valid(suffix: str) -> bytes:
-    table = pd.DataFrame(dict(id=range(len(PROMPTS)), prompt=PROMPTS))
-    if suffix == ".txt": return "\n".join(PROMPTS).encode()
-    if suffix == ".csv": return table.to_csv(index=False).encode()
-    if suffix == ".json": return json.dumps(PROMPTS).encode()
-    return table.to_json(orient="records", lines=True).encode()
-
-def mutated(content: bytes, dice: random.Random) -> bytes:
-    "A file that is cut, encoded otherwise, or has some bytes put in, taken out or changed."
-    kind, at = dice.randrange(5), dice.randrange(len(content))
-    if kind == 0: return content[:at]
-    if kind == 1: return content.decode().encode(dice.choice(["utf-16", "utf-16-le", "utf-32"]))
-    some = bytes(dice.choice(b'\0\r\n\t ",;:[]{}\\u\xff\xed\xa0#') for _ in range(3))
-    return content[:at] + (b"" if kind == 2 else some) + content[at + (kind > 2)*(kind - 2):]
-
-@pytest.mark.parametrize("suffix", [".txt", ".csv", ".json", ".jsonl"])
-def test_a_mutated_file_is_read_or_refused_in_one_line(suffix, tmp_path):
-    read = refused = 0
-    for seed in range(300):
-        content = mutated(valid(suffix), random.Random(f"{suffix} {seed}"))
-        path = written(tmp_path/f"own{suffix}", content)
-        try: prompts = load_prompts(path)
-        except ValueError as error:
-            refused += 1
-            assert len(str(error).splitlines()) == 1 and str(error).encode()
-            continue
-        read += 1
-        assert len({*prompts} & {*PROMPTS}) >= len(prompts) - 3 # all but those that were changed
-        assert not any("\0" in prompt for prompt in prompts)
-    assert read and refused
-
 # Tables
 
 ROW = dict(experiment="run", method="prdp", seed=0, prompt_set="animals", prompt="a fox",
@@ -167,11 +132,11 @@ def test_numbers_that_are_none_stay_so(tmp_path):
 HEADER = ",".join(COLUMNS) + "\n"
 
 @pytest.mark.parametrize("content, expected", [
-    (HEADER + "run,prdp,0,animals,a fo", "could not convert string to float"),
+    (HEADER + "run,prdp,0,animals,a fo", "row 2 has 5 fields, the header has 8"),
     (HEADER + "run,prdp,0,animals,a fox,x,0.5,high\n", "could not convert string to float: 'high'"),
     (HEADER + "run,prdp,0,animals,a fox,x,1,2\nrun,prdp,0,animals,a fox,art,x,1,2\n",
-     "Expected 8 fields in line 3, saw 9"),
-    ("", "No columns to parse"), ("prompt\na fox\n", "it lacks experiment, method")])
+     "row 3 has 9 fields, the header has 8"),
+    ("", "it is empty"), ("prompt\na fox\n", "it lacks experiment, method")])
 def test_what_is_no_table_of_evaluations(content, expected, tmp_path):
     path = written(tmp_path/"table.csv", content)
     said = error_of(read_table, path)
@@ -220,7 +185,7 @@ def test_a_torn_row_of_metrics_is_not_read_as_nan(tmp_path):
     assert metrics.reward_mean.tolist() == [0.1 + 0.2]*2 and metrics.kl.isna().all()
     content = (tmp_path/"metrics.csv").read_text(encoding="utf-8")
     written(tmp_path/"metrics.csv", content.rpartition(",")[0])
-    assert "metrics.csv' is torn: could not convert" in error_of(read_metrics, tmp_path)
+    assert "metrics.csv' is torn: row 3 has 2 fields" in error_of(read_metrics, tmp_path)
 
 # Encodings
 

@@ -45,8 +45,9 @@ def draw() -> str: # Markdown
     graph = {module: imports(module) for module in numbers}
     lines, part = [], None
     for module, number in sorted(numbers.items(), key=lambda item: item[1]):
-        if number[0] != part:
-            part = number[0]
+        of_number = "1" if number == "09" else number[0]
+        if of_number != part:
+            part = of_number
             lines += ["", PARTS[part]]
         above = sorted(needed(module, graph), key=lambda name: numbers[name])
         below = ", ".join(f"{numbers[name]} {name}" for name in above)

@@ -49,6 +49,7 @@ def families_of(text: str) -> list[str]: # font families that have its character
     found = map(family_of, text.replace("\n", ""))
     return list(dict.fromkeys([*rcParams["font.family"], *filter(None, found)]))
 
+# %% ../nbs/17_figures.ipynb #df0f1704
 @contextmanager
 def one_warning(): # our own, not matplotlib's for each character
     "Within the block matplotlib says nothing of characters that no font has."
@@ -56,6 +57,7 @@ def one_warning(): # our own, not matplotlib's for each character
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 
+# %% ../nbs/17_figures.ipynb #9f144189
 @one_warning()
 def text_width(text: str, size: float) -> float: # one line; size and width in points
     from matplotlib.font_manager import FontProperties
@@ -222,6 +224,7 @@ def seed_curves(
 def axis_label(column: str) -> str: # of `metrics.csv` -> in words
     return "KL (nats)" if column == "kl" else column.replace("_", " ")
 
+# %% ../nbs/17_figures.ipynb #86727e66
 def in_legend(name, width: float = 200) -> str: # of a method; in points
     "A name cut to two lines. matplotlib would leave out one that is empty or begins with _."
     text = fit(name, width, 2)

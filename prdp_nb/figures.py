@@ -71,7 +71,7 @@ def fit(
     width: float, # in points, of which an inch has 72
     lines: int, # at most so many
     size: float = 8, # of the font, in points
-) -> str:
+) -> str: # with line breaks
     "Text broken into lines of a width, and cut with … where it has more of them."
     rest, found = " ".join(str(text).split()), []
     while rest and len(found) < lines:

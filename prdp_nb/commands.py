@@ -104,6 +104,7 @@ def run_command(
     work, # a function without arguments
 ) -> int: # exit status
     "Run a command's work; an error that says what was wrong becomes one line, not a traceback."
+    if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="backslashreplace")
     try: work()
     except KeyboardInterrupt: return 130
     except Elsewhere: return 1

@@ -223,6 +223,13 @@ def test_our_own_messages_are_as_they_were(capsys):
         assert run_command("prdp_train", lambda: raised(error)(None)) == 1
         assert capsys.readouterr().err == f"prdp_train: error: {error}\n"
 
+def test_a_terminal_without_a_sign_shows_its_code(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert run_command("prdp_sample", lambda: print("runs/狐")) == 0
+    terminal.flush()
+    assert terminal.buffer.getvalue().split() == [rb"runs/\u72d0"]
+
 DAMAGED = ["config.yaml", "final/pytorch_lora_weights.safetensors", "own.parquet"]
 
 @pytest.mark.parametrize("content", [b"", b"\x00"*100, b"\xff\xfe\xff", b"{", b"version https://git-lfs"])

@@ -36,6 +36,7 @@ def add_flag(section, field): # a group of an `argparse` parser; of `Config`
 class Parser(argparse.ArgumentParser):
     "A parser for which a value may begin with a weight below 0, as in --reward -0.5*x."
     def __init__(self, *arguments, **options):
+        "`arguments` and `options` are those of its base class."
         super().__init__(*arguments, **options)
         self._negative_number_matcher = re.compile(r"-[\d.]") # else only a bare number
 

@@ -279,8 +279,8 @@ def load_evaluation(
     "Read scores and images again."
     try:
         with safetensors.safe_open(path, "np") as file:
-            if json.loads(file.metadata()["origin"]) != origin: return None
+            if json.loads((file.metadata() or {}).get("origin", "null")) != origin: return None
             scores = {name: file.get_tensor(f"scores/{name}") for name in origin["scorers"]}
             images = [Image.fromarray(image) for image in file.get_tensor("images")]
-    except (OSError, safetensors.SafetensorError): return None
+    except (OSError, ValueError, safetensors.SafetensorError): return None
     return Evaluation(origin["prompts"], scores, images)

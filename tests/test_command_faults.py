@@ -7,7 +7,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from PIL import Image
 from prdp_nb.commands import (
     evaluate_command, evaluate_parser, read_config, run_command, sample_command, train_command)
-from prdp_nb.comparison import read_table
+from prdp_nb.comparison import load_evaluation, read_table
 from prdp_nb.config import Config
 from prdp_nb.emoji import load_pipeline
 from prdp_nb.evaluation import evaluate_runs
@@ -248,6 +248,12 @@ def test_a_damaged_file_ends_a_command_in_one_line(name, content, own_run, tmp_p
     said = capsys.readouterr().err
     lines = [line for line in said.splitlines() if "error: " in line]
     assert len(lines) == 1 and "Traceback" not in said
+
+@pytest.mark.parametrize("metadata", [None, {}, {"origin": "{"}, {"origin": "[]"}, {"format": "pt"}])
+def test_a_file_of_another_program_is_no_cache(metadata, tmp_path):
+    path = tmp_path/"before.safetensors"
+    safetensors.torch.save_file({"images": torch.zeros(1)}, path, metadata)
+    assert load_evaluation(path, dict(scorers=["x"], prompts=["a fox"])) is None
 
 # Runs of another folder
 

@@ -224,7 +224,7 @@ def summarise(
     groups = table.groupby(list(by), sort=False)
     return pd.DataFrame([dict(zip(by, names)) | summary_row(part) for names, part in groups])
 
-# %% ../nbs/16_comparison.ipynb #7140d69c
+# %% ../nbs/16_comparison.ipynb #7f738ee1
 def as_markdown(
     frame: pd.DataFrame, # a summary
     digits: int = 4, # after the point
@@ -232,16 +232,18 @@ def as_markdown(
     "A table for a page or a README."
     def text(cell): return f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell)
     header = [list(map(str, frame.columns)), ["---"]*frame.shape[1]]
-    rows = [[text(cell) for cell in row] for row in frame.itertuples(index=False)]
+    rows = [[" ".join(text(cell).split()).replace("|", r"\|") for cell in row]
+            for row in frame.itertuples(index=False)]
     return "\n".join(f"| {' | '.join(row)} |" for row in header + rows)
 
 # %% ../nbs/16_comparison.ipynb #16c0de21
 def before_after(table: pd.DataFrame) -> str: # from `compare` -> text to print
     "The mean of each scorer before and after, and the mean gain with its 95 % interval."
-    lines = [f"{'scorer':24}{'before':>10}{'after':>10}{'gain':>10}   95 % interval"]
+    width = max(24, *table.scorer.str.len() + 1)
+    lines = [f"{'scorer':{width}}{'before':>10}{'after':>10}{'gain':>10}   95 % interval"]
     for row in summarise(table).itertuples():
         means = f"{row.base:10.4f}{row.tuned:10.4f}{row.gain:+10.4f}"
-        lines.append(f"{row.scorer:24}{means}   {row.low:+.4f} to {row.high:+.4f}")
+        lines.append(f"{row.scorer:{width}}{means}   {row.low:+.4f} to {row.high:+.4f}")
     return "\n".join(lines)
 
 # %% ../nbs/16_comparison.ipynb #4f59e707
@@ -312,7 +314,7 @@ def load_evaluation(
     "Read scores and images again."
     try:
         with safetensors.safe_open(path, "np") as file:
-            notes, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+            notes, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
         known = json.loads(notes["origin"]) == origin and notes["checksum"] == digest(tensors)
     except (OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError): known = False
     if not known: return None

@@ -41,22 +41,24 @@ def cast_bool(name: str, value) -> bool: # the field's name; what it was given
 
 # %% ../nbs/20_config.ipynb #b2ffc931
 def cast_names(name: str, value) -> tuple[str, ...]: # the field's name; what it was given
-    "Read one name or a list of names. Raises `ValueError` for anything else."
+    "Read one name or a list of names; none is no name. Raises `ValueError` for anything else."
     values = [value] if isinstance(value, str) else value
     if isinstance(values, (list, tuple)) and all(isinstance(v, str) for v in values):
-        return tuple(values)
+        return () if [v.lower() for v in values] == ["none"] else tuple(values)
     raise ValueError(f"{name} must be a list of names, not {value!r:.100}")
 
 # %% ../nbs/20_config.ipynb #8abcca82
 def cast(
     name: str, # of the field, for the error
     value, # a Python value, or text from a command line or a YAML file
-    hint, # the field's type: `int`, `float`, `bool`, `str`, `str | None` or `tuple[str, ...]`
+    hint, # the field's type: `int`, `float`, `bool`, `str`, `tuple[str, ...]`, or that | None
 ): # the value as that type
     "Read a value as a field's type. Raises `ValueError` where it cannot be read as such."
-    if value is None and type(None) in get_args(hint): return None
-    if hint == tuple[str, ...]: return cast_names(name, value)
-    kind = (get_args(hint) or (hint,))[0]
+    optional = type(None) in get_args(hint)
+    kind = get_args(hint)[0] if optional else hint
+    nothing = value is None or kind is str and str(value).lower() in ("none", "null")
+    if optional and nothing: return None
+    if kind == tuple[str, ...]: return cast_names(name, value)
     if kind is bool: return cast_bool(name, value)
     try: result = kind(value)
     except (TypeError, ValueError, OverflowError): result = None
@@ -183,8 +185,9 @@ class ReportOptions:
         "the training prompts")
     eval_images_per_prompt: int = option(4, "images of each of them",
         at_least=1, at_most=1000)
-    eval_rewards: tuple[str, ...] = option(("emoji_score", "emoji_aesthetic", "emoji_judge"),
-        "scorers of the table, beside the reward itself")
+    eval_rewards: tuple[str, ...] | None = option(None,
+        "scorers of the table, beside the reward itself; where not given, those of the emoji world "
+        "for its model and sentences")
     save_every: int = option(10, "epochs from one checkpoint and sheet of samples to the next",
         at_least=1)
     keep_checkpoints: int = option(10, "how many checkpoints to keep, the newest ones", at_least=1)
@@ -295,10 +298,11 @@ def read_yaml(path: str | Path) -> dict: # a YAML file -> field -> value
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file at {path.absolute()}: check the path; a "
                                 f"preset is named as one (--preset {', '.join(PRESETS)})")
-    try: values = yaml.load(path.read_text("utf-8"), UniqueKeys) or {}
+    try: values = yaml.load(path.read_text("utf-8"), UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError) as error: # a date such as 2001-13-01
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is not YAML in UTF-8: {reason}") from error
+    if values is None: return {} # an empty file
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {values!r:.40}, expected lines of the form `field: value`")
     return values

@@ -186,7 +186,7 @@ def show_images(
                              squeeze=False)
     for ax in axes.flat: ax.axis("off")
     for ax, image in zip(axes.flat, images): ax.imshow(image, interpolation="nearest")
-    for ax, title in zip(axes.flat, titles): ax.set_title(title, fontsize=7)
+    for ax, title in zip(axes.flat, titles): ax.set_title(title, fontsize=7, parse_math=False)
     fig.tight_layout(pad=0.3)
     plt.show()
 

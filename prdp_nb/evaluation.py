@@ -21,7 +21,7 @@ from .models import generate, latent_shape, load_pipeline, network_of, warn_trun
 from .prompts import load_prompts
 from .rewards import REWARDS, Reward, as_reward, lookup
 from .runs import checkpoints, load_checkpoint, read_metrics, run_config
-from .scoring import probe
+from .scoring import probe, scorer_names
 
 # %% ../nbs/25_evaluation.ipynb #dcf7c991
 class Diversity(Reward):
@@ -82,9 +82,10 @@ def load_scorers(
     config: Config, # of a run
     rewards: list, # by name, or callables; where none is given, the run's own
     load, # name or callable -> `Reward`
+    prompts: list[str], # to evaluate on
 ) -> dict[str, Reward]: # name -> scorer
     "The scorers to evaluate with."
-    asked = listed(rewards) or config.eval_rewards or (config.reward,)
+    asked = listed(rewards) or scorer_names(config, prompts) or (config.reward,)
     return {str(s if isinstance(s, str) else as_reward(s)): load(s) for s in asked}
 
 # %% ../nbs/25_evaluation.ipynb #25e0de13
@@ -135,8 +136,8 @@ def evaluate_runs(
     for run in listed(runs):
         config, pipe = load_checkpoint(run, checkpoint, device)
         images = images_per_prompt or config.eval_images_per_prompt
-        scorers = load_scorers(config, rewards, load)
         for prompt_set, texts in load_sets(config, prompts, prompt_column).items():
+            scorers = load_scorers(config, rewards, load, texts)
             table = evaluate_set(pipe, config, texts, prompt_set, scorers, images, bases)
             tables.append(table.assign(experiment=experiment_name(run, checkpoint)))
     return pd.concat(tables, ignore_index=True)

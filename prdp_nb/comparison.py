@@ -272,13 +272,14 @@ def dump_evaluation(
 
 def load_evaluation(
     path: Path, # a safetensors file
-    origin: dict, # as it was given to `dump_evaluation`
+    origin: dict | None = None, # as it was given to `dump_evaluation`; None: whatever it is
 ) -> Evaluation | None: # None where there is none of that origin
     "Read scores and images again."
     try:
         with safetensors.safe_open(path, "np") as file:
-            if json.loads(file.metadata()["origin"]) != origin: return None
-            scores = {name: file.get_tensor(f"scores/{name}") for name in origin["scorers"]}
+            found = json.loads(file.metadata()["origin"])
+            if found != (origin or found): return None
+            scores = {name: file.get_tensor(f"scores/{name}") for name in found["scorers"]}
             images = [Image.fromarray(image) for image in file.get_tensor("images")]
     except (OSError, safetensors.SafetensorError): return None
-    return Evaluation(origin["prompts"], scores, images)
+    return Evaluation(found["prompts"], scores, images)

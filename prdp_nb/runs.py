@@ -13,12 +13,13 @@ __all__ = ['CHECKSUMS', 'FIXED', 'LOCK_FILE', 'flush', 'atomic_write_file', 'che
 import csv, errno, hashlib, json, os, random, re, shutil, warnings
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from filelock import FileLock, Timeout
 from .config import Config
-from .learner import Learner, learner_state, usable_device, use_average
+from .learner import (
+    Learner, check_base, learner_state, usable_device, use_average, weight_samples)
 from .models import load_finetuned, save_finetuned
 from .policies import trainable_parameters
 from .rewards import lookup
@@ -231,6 +232,7 @@ class Progress:
     queries: int = 0 # rewards asked for
     grad_norms: list[float] = field(default_factory=list) # of each epoch
     random: list[dict] = field(default_factory=list) # `random_states` of each process
+    alike: int = 0 # epochs in a row without rewards that differ, since the run was started
 
     def take(self, row: dict, random: list[dict]): # of `metrics.csv`; of each process
         "Note an epoch's row and the random states after it."
@@ -283,8 +285,8 @@ def load_progress(
     return Progress(state["epoch"], state["epoch"], queries, norms, state["random"])
 
 # %% ../nbs/21_runs.ipynb #ecf86d7e
-FIXED = ("model", "reward", "objective", "adapter", "lora_rank", "lora_targets", "optimizer",
-         "ema_decay") # what a run that goes on cannot change
+FIXED = ("objective", "adapter", "lora_rank", "lora_targets", "optimizer", "ema_decay")
+# what a run that goes on cannot change
 
 def differences_of(now: Config, then: Config) -> dict[str, str]: # field -> what is said of it
     "What two configurations differ in, but for the run folder."
@@ -350,13 +352,16 @@ def load_checkpoint(
     run: str | Path, # a run folder
     checkpoint: str = "final", # or a name in its `checkpoints/`, such as `epoch_0010`
     device: str | None = None, # None: the run's own, or the best there is
-) -> tuple: # the run's `Config`, and a `StableDiffusionPipeline` with the model of then
+    model: str | None = None, # where the run's base is now; None: in its old place
+) -> tuple: # the run's `Config`, of now, and a `StableDiffusionPipeline` with the model of then
     """A model of a run, with the moving average of its weights where the run has one. Raises
-    `ValueError` for an unknown checkpoint, with those that exist."""
+    `ValueError` for an unknown checkpoint, with those that exist, and as `check_base`."""
     folder = lookup("checkpoint", checkpoint, checkpoints(run))
-    config = run_config(run)
+    config = replace(run_config(run), output_dir=str(run))
+    if model: config.model = str(model)
     where = usable_device(device) if device else device_of(config)
     pipe = load_finetuned(folder, config.model, config.weights_dtype, where)
+    if config.adapter == "lora": check_base(config.model, weight_samples(pipe), Path(run))
     if config.ema_decay and checkpoint != "final": use_average(pipe, folder, config.adapter)
     return config, pipe
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TYPES', 'SAID', 'BUGS', 'MACHINE', 'add_flag', 'Parser', 'add_sources', 'config_parser', 'read_flags', 'read_config',
            'says_why', 'one_line', 'is_elsewhere', 'run_command', 'make_trainer', 'train_command', 'check_output',
-           'sample_parser', 'write_sample', 'sample_command', 'evaluate_parser', 'write_evaluation', 'evaluate_command']
+           'add_places', 'sample_parser', 'write_sample', 'sample_command', 'evaluate_parser', 'write_evaluation',
+           'evaluate_command']
 
 # %% ../nbs/26_commands.ipynb #d6b0ac1b
 import argparse, re, sys
@@ -42,7 +43,8 @@ def add_sources(parser: argparse.ArgumentParser):
     "Add the flags that say where a run starts from."
     parser.add_argument("--resume", metavar="RUN",
         help="go on with the run in this folder, from its newest intact checkpoint; fields given "
-        "beside it change, such as --epochs 40")
+        "beside it change, such as --epochs 40, or say where its --model, --reward or --device is "
+        "now")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--preset", metavar="NAME",
         help="start from a preset: " + ", ".join(PRESETS))
@@ -159,6 +161,13 @@ def check_output(
                          "first")
 
 # %% ../nbs/26_commands.ipynb #e8a6d765
+def add_places(parser: argparse.ArgumentParser):
+    "Add the flags that say where a run of another machine finds here what it needs."
+    parser.add_argument("--device",
+        help="cpu, cuda, cuda:1, mps (default: as in the run, or the best there is)")
+    parser.add_argument("--model",
+        help="where the base that the run began with is now (default: where it was)")
+
 def sample_parser() -> argparse.ArgumentParser:
     "The command line of `prdp_sample`."
     parser = Parser(
@@ -171,8 +180,7 @@ def sample_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="decides the noise (default: 0)")
     parser.add_argument("--output", metavar="FILE", default="sample.png",
                         help="where to write the image (default: sample.png)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: as in the run, or the "
-                        "best there is)")
+    add_places(parser)
     return parser
 
 # %% ../nbs/26_commands.ipynb #81b62fd2
@@ -182,7 +190,7 @@ def write_sample(options: argparse.Namespace): # of `sample_parser`
     from prdp_nb.runs import load_checkpoint
     check_output(options.output, [".png", ".jpg", ".jpeg", ".webp"])
     check("seed", options.seed, dict(at_least=0, below=2**32))
-    config, pipe = load_checkpoint(options.run, device=options.device)
+    config, pipe = load_checkpoint(options.run, device=options.device, model=options.model)
     images = generate(pipe, [options.prompt], [options.seed], config.num_inference_steps,
                       config.guidance_scale, dtype=config.compute_dtype)
     images[0].save(options.output)
@@ -222,7 +230,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
         "(default: final)")
     add("--images_per_prompt", type=int, metavar="N",
         help="images of each prompt (default: as in the run)")
-    add("--device", help="cpu, cuda, cuda:1, mps (default: as in the run, or the best there is)")
+    add_places(parser)
     add("--output", metavar="FILE.csv",
         help="also add the numbers, a row a prompt set, scorer and prompt, to this CSV file")
     add("--plot", metavar="FILE.png", help="also draw the gains with their intervals")
@@ -241,7 +249,8 @@ def write_evaluation(options: argparse.Namespace): # of `evaluate_parser`
     if output: check_columns(output, COLUMNS)
     if options.plot: check_output(options.plot, [".png", ".pdf", ".svg"])
     table = evaluate_runs(options.run, options.prompts, options.rewards, options.checkpoint,
-                          options.images_per_prompt, options.device, options.prompt_column)
+                          options.images_per_prompt, options.device, options.prompt_column,
+                          options.model)
     if output: append_rows(output, table[COLUMNS])
     summary = summarise(table)
     if options.plot: draw_gains(summary, options.plot)

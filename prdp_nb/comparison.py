@@ -309,15 +309,17 @@ def dump_evaluation(
 
 def load_evaluation(
     path: Path, # a safetensors file
-    origin: dict, # as it was given to `dump_evaluation`
+    origin: dict | None = None, # as it was given to `dump_evaluation`; None: whatever it is
 ) -> Evaluation | None: # None where there is none of that origin, or it is damaged
     "Read scores and images again."
     try:
         with safetensors.safe_open(path, "np") as file:
-            notes, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
-        known = json.loads(notes["origin"]) == origin and notes["checksum"] == digest(tensors)
+            notes = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        found = json.loads(notes["origin"])
+        known = found == (origin or found) and notes["checksum"] == digest(tensors)
     except (OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError): known = False
     if not known: return None
-    scores = {name: tensors[f"scores/{name}"] for name in origin["scorers"]}
+    scores = {name: tensors[f"scores/{name}"] for name in found["scorers"]}
     images = [Image.fromarray(image) for image in tensors["images"]]
-    return Evaluation(origin["prompts"], scores, images)
+    return Evaluation(found["prompts"], scores, images)

@@ -8,7 +8,7 @@ __all__ = ['MEASURES', 'Diversity', 'load_scorer', 'listed', 'load_sets', 'load_
            'draw_strip', 'labelled_metrics', 'gather_metrics']
 
 # %% ../nbs/25_evaluation.ipynb #76ee2b36
-from functools import lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from PIL import Image
@@ -17,11 +17,12 @@ from .comparison import SEEDS_A_PROMPT, compare, evaluate, fixed_seeds, thin
 from .config import Config, check
 from .emoji import EmojiScore
 from .figures import draw_grid
+from .learner import check_base, weight_samples
 from .models import generate, latent_shape, load_pipeline, network_of, warn_truncated
 from .prompts import load_prompts
-from .rewards import REWARDS, Reward, as_reward, lookup
+from .rewards import OBJECT, REWARDS, Reward, as_reward, lookup
 from .runs import checkpoints, load_checkpoint, read_metrics, run_config
-from .scoring import probe, scorer_names
+from .scoring import RewardThreads, distinct, probe, scorer_names
 
 # %% ../nbs/25_evaluation.ipynb #dcf7c991
 class Diversity(Reward):
@@ -56,7 +57,8 @@ def load_scorer(
     scorer, # a name of `REWARDS` or `MEASURES`, a URL, a weighted sum as text, or a callable
 ) -> Reward:
     "What a scorer's name stands for. Raises `ValueError` for an unknown name."
-    if not isinstance(scorer, str) or {*scorer} & {*"+*:/"}: return as_reward(scorer)
+    if not isinstance(scorer, str) or {*scorer} & {*"+*:/"} or scorer.startswith(OBJECT):
+        return as_reward(scorer)
     lookup("scorer", scorer, REWARDS | MEASURES)
     return MEASURES[scorer]() if scorer in MEASURES else as_reward(scorer)
 
@@ -86,11 +88,16 @@ def load_scorers(
 ) -> dict[str, Reward]: # name -> scorer
     "The scorers to evaluate with."
     asked = listed(rewards) or scorer_names(config, prompts) or (config.reward,)
-    return {str(s if isinstance(s, str) else as_reward(s)): load(s) for s in asked}
+    asked = dict.fromkeys(asked)
+    names = distinct([str(s if isinstance(s, str) else as_reward(s)) for s in asked])
+    return dict(zip(names, map(load, asked)))
 
 # %% ../nbs/25_evaluation.ipynb #25e0de13
-def base_of(config: Config, pipe): # of a run -> the model it began with, on the device of `pipe`
-    return load_pipeline(config.model, config.weights_dtype, network_of(pipe).device)
+def base_of(config: Config, pipe): # from `load_checkpoint` -> the model that the run began with
+    "The base of a run, on the device of `pipe`. Raises `ValueError` as `check_base`."
+    base = load_pipeline(config.model, config.weights_dtype, network_of(pipe).device)
+    check_base(config.model, weight_samples(base), Path(config.output_dir))
+    return base
 
 # %% ../nbs/25_evaluation.ipynb #d5374154
 def evaluate_set(
@@ -128,16 +135,18 @@ def evaluate_runs(
     images_per_prompt: int | None = None, # None: each run's own number
     device: str | None = None, # None: each run's own, or the best there is
     prompt_column: str | None = None, # of prompt files; None: as in each run
+    model: str | None = None, # where the base of the runs is now; None: in its old place
 ) -> pd.DataFrame: # the `COLUMNS` of 16; a row a run, set, scorer and prompt
     """Runs against their base on the same seeds. The experiment has the name of the run folder.
     Raises `ValueError`, `OSError` or `RewardError`."""
     check("images_per_prompt", images_per_prompt, dict(at_least=1, at_most=SEEDS_A_PROMPT))
-    load, bases, tables = lru_cache(None)(load_scorer), {}, []
+    load, threads, bases, tables = cache(load_scorer), cache(RewardThreads), {}, []
     for run in listed(runs):
-        config, pipe = load_checkpoint(run, checkpoint, device)
+        config, pipe = load_checkpoint(run, checkpoint, device, model)
         images = images_per_prompt or config.eval_images_per_prompt
         for prompt_set, texts in load_sets(config, prompts, prompt_column).items():
-            scorers = load_scorers(config, rewards, load, texts)
+            scorers = {name: threads(pipe.device)(scorer) for name, scorer
+                       in load_scorers(config, rewards, load, texts).items()}
             table = evaluate_set(pipe, config, texts, prompt_set, scorers, images, bases)
             tables.append(table.assign(experiment=experiment_name(run, checkpoint)))
     return pd.concat(tables, ignore_index=True)
@@ -156,9 +165,13 @@ def sample_prompts(
                     config.batch_size, dtype=config.compute_dtype)
 
 # %% ../nbs/25_evaluation.ipynb #de85fff0
-def check_ways(runs: dict[str, str | Path]): # label -> run folder
+def check_ways(
+    runs: dict[str, str | Path], # label -> run folder
+    model: str | None = None, # where their base is now; None: where each says
+):
     "Raises `ValueError` for `runs` that sample in different ways: they have no base in common."
-    names, ways = ("model", "num_inference_steps", "guidance_scale"), {}
+    names, ways = ["model", "num_inference_steps", "guidance_scale"], {}
+    if model: names.remove("model")
     for label, run in runs.items():
         config = run_config(run)
         ways[label] = {name: getattr(config, name) for name in names}
@@ -175,13 +188,14 @@ def draw_models(
     image: int = 0, # which image of each prompt
     checkpoint: str = "final", # which model of each run
     device: str | None = None, # None: each run's own, or the best there is
+    model: str | None = None, # where the base of the runs is now; None: in its old place
 ):
     """A row for the base and one for each run, a column for each prompt, the same seed in each
     column. Raises `ValueError` for runs that sample in different ways."""
     rows = {}
-    check_ways(runs)
+    check_ways(runs, model)
     for label, run in runs.items():
-        config, pipe = load_checkpoint(run, checkpoint, device)
+        config, pipe = load_checkpoint(run, checkpoint, device, model)
         if not rows: rows["base"] = sample_prompts(config, base_of(config, pipe), prompts, image)
         rows[label] = sample_prompts(config, pipe, prompts, image)
     draw_grid(rows, prompts, path)
@@ -202,11 +216,12 @@ def draw_strip(
     image: int = 0, # which image of each prompt
     columns: int = 8, # at most so many checkpoints, evenly spaced, the last among them
     device: str | None = None, # None: the run's own, or the best there is
+    model: str | None = None, # where the run's base is now; None: in its old place
 ):
     "A row for each prompt, a column for the base and for each checkpoint, one seed a row."
     sampled = {}
     for name in spaced_checkpoints(run, columns):
-        config, pipe = load_checkpoint(run, name, device)
+        config, pipe = load_checkpoint(run, name, device, model)
         if not sampled:
             sampled["base"] = sample_prompts(config, base_of(config, pipe), prompts, image)
         sampled[name.replace("_", " ")] = sample_prompts(config, pipe, prompts, image)

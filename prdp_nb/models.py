@@ -6,10 +6,10 @@
 __all__ = ['FAMILIES', 'MODELS', 'use_ddim', 'StableDiffusion', 'family_of', 'network_of', 'latent_shape', 'load_pipeline',
            'warn_truncated', 'encode_prompts', 'encode_nothing', 'Denoiser', 'denoiser_of', 'decode_latents',
            'sampling_policy', 'sample_latents', 'generate', 'known_model', 'check_parts', 'computing_in', 'on_device',
-           'encoders_here', 'spare_gpu', 'check_pixels']
+           'encoders_here', 'spare_gpu', 'check_pixels', 'seconds_a_sample']
 
 # %% ../nbs/13_models.ipynb #5908105c
-import pkgutil, re, warnings
+import pkgutil, re, time, warnings
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 import torch
@@ -308,3 +308,20 @@ def check_pixels(pipe, pixels: Tensor): # what that pipeline's family makes of l
                                  f"network in {network} and the VAE in {vae}: has the model "
                                  "diverged, or does it overflow? Use dtype bfloat16 or float32, or "
                                  "a smaller learning rate")
+
+# %% ../nbs/13_models.ipynb #0a0b2724
+@torch.no_grad()
+def seconds_a_sample(
+    pipe, # a diffusers pipeline
+    samples: int, # in one call of its network
+) -> float: # of the call, divided by their number
+    "The time of the network for one sample, from a call on so many of them."
+    denoiser, condition = denoiser_of(pipe), encode_prompts(pipe, [""], warn=False)
+    condition = {name: row.expand(samples, *row.shape[1:]) for name, row in condition.items()}
+    latents = torch.randn(samples, *denoiser.latent_shape, device=denoiser.model.device)
+    timesteps = torch.full((samples,), 500., device=latents.device)
+    def call(): denoiser(latents, timesteps, condition).sum().item() # waits for the device
+    call()
+    started = time.perf_counter()
+    call()
+    return (time.perf_counter() - started)/samples

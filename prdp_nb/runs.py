@@ -13,14 +13,15 @@ __all__ = ['CHECKSUMS', 'FIXED', 'LOCK_FILE', 'flush', 'atomic_write_file', 'che
 import csv, errno, hashlib, json, os, random, re, shutil, warnings
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from filelock import FileLock, Timeout
 from .comparison import read_rows
 from .config import Config
-from .learner import Learner, learner_state, usable_device, use_average
 from .finetuning import load_finetuned, save_finetuned
+from .learner import (
+    Learner, check_base, learner_state, usable_device, use_average, weight_samples)
 from .policies import trainable_parameters
 from .rewards import lookup
 
@@ -230,6 +231,7 @@ class Progress:
     queries: int = 0 # rewards asked for
     grad_norms: list[float] = field(default_factory=list) # of each epoch
     random: list[dict] = field(default_factory=list) # `random_states` of each process
+    alike: int = 0 # epochs in a row without rewards that differ, since the run was started
 
     def take(self, row: dict, random: list[dict]): # of `metrics.csv`; of each process
         "Note an epoch's row and the random states after it."
@@ -282,8 +284,8 @@ def load_progress(
     return Progress(state["epoch"], state["epoch"], queries, norms, state["random"])
 
 # %% ../nbs/21_runs.ipynb #ecf86d7e
-FIXED = ("model", "reward", "objective", "adapter", "lora_rank", "lora_targets", "optimizer",
-         "ema_decay") # what a run that goes on cannot change
+FIXED = ("objective", "adapter", "lora_rank", "lora_targets", "optimizer", "ema_decay")
+# what a run that goes on cannot change
 
 def differences_of(now: Config, then: Config) -> dict[str, str]: # field -> what is said of it
     "What two configurations differ in, but for the run folder."
@@ -306,8 +308,7 @@ def resumed_config(
     if not own.exists() or not written.exists():
         raise ValueError(f"{str(run)!r} is not a run folder that can be resumed: expected "
                          "config.yaml and checkpoints/config.yaml in it")
-    now = config or Config.load(own)
-    now = Config.of(asdict(now) | named | dict(output_dir=str(run)))
+    now = Config.of(asdict(config or Config.load(own)) | named | dict(output_dir=str(run)))
     changed = differences_of(now, Config.load(written))
     if fixed := [said for name, said in changed.items() if name in FIXED]:
         raise ValueError(f"a run that is resumed cannot change {', '.join(fixed)}: start a new run")
@@ -349,15 +350,18 @@ def load_checkpoint(
     run: str | Path, # a run folder
     checkpoint: str = "final", # or a name in its `checkpoints/`, such as `epoch_0010`
     device: str | None = None, # None: the run's own, or the best there is
-) -> tuple: # the run's `Config`, and a pipeline with the model of then
+    model: str | None = None, # where the run's base is now; None: in its old place
+) -> tuple: # the run's `Config`, of now, and a pipeline with the model of then
     """A model of a run, with the moving average of its weights where the run has one. Raises
-    `ValueError` for an unknown checkpoint, with those that exist, and for a damaged one."""
+    `ValueError` for an unknown or damaged checkpoint, and as `check_base`."""
     folder = lookup("checkpoint", checkpoint, checkpoints(run))
     if problem := damage(folder):
         raise ValueError(f"{folder} is damaged ({problem}): choose another checkpoint of the run")
-    config = run_config(run)
+    config = replace(run_config(run), output_dir=str(run))
+    if model: config.model = str(model)
     where = usable_device(device) if device else device_of(config)
     pipe = load_finetuned(folder, config.model, config.weights_dtype, where)
+    if config.adapter == "lora": check_base(config.model, weight_samples(pipe), Path(run))
     if config.ema_decay and checkpoint != "final": use_average(pipe, folder, config.adapter)
     return config, pipe
 

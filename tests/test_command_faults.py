@@ -14,7 +14,7 @@ from prdp_nb.evaluation import evaluate_runs
 from prdp_nb.experiments import same_place, same_settings, train_runs
 from prdp_nb.processes import check_launcher, make_accelerator
 from prdp_nb.learner import configured_policy
-from prdp_nb.models import save_finetuned
+from prdp_nb.finetuning import save_finetuned
 from prdp_nb.prompts import load_prompts
 from prdp_nb.rewards import RewardError
 from prdp_nb.runs import read_metrics

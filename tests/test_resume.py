@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from prdp_nb import algorithm, scoring, training
 from prdp_nb.algorithm import draw_prompts
 from prdp_nb.finetuning import load_finetuned
 from prdp_nb.models import encode_prompts, latent_shape
-from prdp_nb.rewards import RewardError
+from prdp_nb.rewards import Colourfulness, RewardError
 from prdp_nb.commands import sample_command, train_command
 from prdp_nb.config import Config
 from prdp_nb.policies import trainable_parameters
@@ -77,22 +78,20 @@ def straight(tmp_path_factory, tiny):
 
 
 def breaks(times, error=RuntimeError("the service is down")):
-    "The colourfulness reward, which raises from its call number `times` on."
-    from prdp_nb.rewards import colourfulness as score
-    calls = []
-    def colourfulness(images, prompts):
+    "The colourfulness reward raises from its call number `times` on."
+    score, calls = Colourfulness.__call__, []
+    def colourfulness(self, images, prompts):
         calls.append(len(images))
         if len(calls) >= times: raise error
-        return [score(image) for image in images]
-    return colourfulness
+        return score(self, images, prompts)
+    return patch.object(Colourfulness, "__call__", colourfulness)
 
 
 def interrupted(config, epochs_before=2, error=RuntimeError("the service is down")):
-    """The folder of a run whose reward raises in the middle; noise and the base are scored before
-    the first epoch."""
-    config.reward = "colourfulness"
-    trainer = Trainer(config, reward=breaks(3 + epochs_before, error))
-    with pytest.raises((RewardError, KeyboardInterrupt)): trainer.train()
+    """The folder of a run whose reward raises in the middle; noise, the first images and the base
+    are scored before the first epoch."""
+    with breaks(4 + epochs_before, error), pytest.raises((RewardError, KeyboardInterrupt)):
+        Trainer(config).train()
     return Path(config.output_dir)
 
 
@@ -487,7 +486,12 @@ def test_a_run_in_a_folder_that_cannot_be_written_can_be_used_and_not_gone_on_wi
 def no_wait(monkeypatch):
     waits = []
     monkeypatch.setattr(scoring, "RETRY_SECONDS", 1.0)
-    monkeypatch.setattr(scoring.time, "sleep", waits.append)
+    class Unset:
+        "An event that nobody sets, and nobody waits for."
+        def is_set(self): return False
+        def set(self): pass
+        def wait(self, seconds): waits.append(seconds)
+    monkeypatch.setattr(scoring, "Event", Unset)
     return waits
 
 
@@ -505,7 +509,7 @@ def fails_on(calls, error):
 
 def test_a_reward_that_comes_back_changes_nothing(straight, tiny, tmp_path, no_wait):
     # the base, twice the first epoch, the third
-    reward = fails_on({2, 4, 5, 8}, TimeoutError("no answer"))
+    reward = fails_on({3, 5, 6, 9}, TimeoutError("no answer"))
     warning = r"reward colourfulness failed \(TimeoutError: no answer\); retry 2 of 2 in 2 s"
     with pytest.warns(UserWarning, match=warning):
         run = Trainer(tiny(tmp_path/"run", reward_retries=2), reward=reward).train()
@@ -513,7 +517,7 @@ def test_a_reward_that_comes_back_changes_nothing(straight, tiny, tmp_path, no_w
 
 
 def test_a_reward_that_stays_away_stops_the_run(tiny, tmp_path, no_wait):
-    reward = fails_on(range(5, 99), TimeoutError("no answer"))
+    reward = fails_on(range(6, 99), TimeoutError("no answer"))
     error = ("^epoch 3: reward colourfulness raised TimeoutError: no answer; it was asked about "
              "4 images, image 0 of prompt 'a painting of a")
     with pytest.raises(RewardError, match=error):
@@ -548,7 +552,7 @@ def test_prompts_that_cannot_be_scored_are_left_out(tiny, tmp_path, monkeypatch)
 
 
 def test_a_score_that_is_no_number_is_named_with_its_epoch_and_prompt(tiny, tmp_path):
-    scores = iter([[0., 1.], [0., 1., 2.], [0., 1., 2., 3.], [0., 1., 2., float("nan")]])
+    scores = iter([[0., 1.], [0., 1.], [0., 1., 2.], [0., 1., 2., 3.], [0., 1., 2., float("nan")]])
     def own(images, prompts): return next(scores)
     error = (r"^epoch 2: reward own gave nan to image 3 "
              r"\(prompt 'a painting of a (fox|duck|cow)'\)")
@@ -664,7 +668,7 @@ def test_random_numbers_of_a_reward_go_on(tiny, tmp_path):
     left_alone = Trainer(tiny(tmp_path/"straight", eval_rewards=()), reward=noisy(0)).train()
     seed()
     config = tiny(tmp_path/"run")
-    with pytest.raises(RewardError): Trainer(config, reward=noisy(5)).train()
+    with pytest.raises(RewardError): Trainer(config, reward=noisy(6)).train()
     seed()
     Trainer.resume(tmp_path/"run", reward=noisy(0)).train()
     assert same(tmp_path/"run", left_alone)

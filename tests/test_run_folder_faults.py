@@ -1,7 +1,8 @@
 """Guards 21_runs: a run folder keeps what it holds, whatever fails.
 
 Writes are killed before each of their file operations, renames are refused, strangers lie between
-the checkpoints, disks know no fsync of a folder, and the run's own device and tracker are gone."""
+the checkpoints, disks know no fsync of a folder, the run's own device and tracker are gone, and its
+model is in another place."""
 import errno
 import os
 import shutil
@@ -14,12 +15,14 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from prdp_nb.commands import sample_command
+from prdp_nb.commands import evaluate_command, sample_command, train_command
 from prdp_nb.config import Config
 from prdp_nb.evaluation import evaluate_runs, spaced_checkpoints
 from prdp_nb.finetuning import load_finetuned
+from prdp_nb.learner import check_base, weight_samples
+from prdp_nb.models import load_pipeline
 from prdp_nb.runs import (atomic_write, checkpoints, damage, flush, load_checkpoint, newest_intact,
-                          saved_checkpoints)
+                          read_metrics, saved_checkpoints)
 from prdp_nb.training import Trainer
 
 TINY = dict(
@@ -217,3 +220,69 @@ def test_a_run_of_another_machine_is_sampled_here(tiny, tmp_path, capsys):
         assert image.read_bytes() == (tmp_path/"again.png").read_bytes()
     assert sample_command([*given, str(image), "--device", "cuda:99"]) == 1
     assert "device 'cuda:99' cannot be used here" in capsys.readouterr().err
+
+
+# What a run needs is in another place
+
+
+@pytest.fixture(params=["lora", "full"])
+def moved(request, tiny, tmp_path):
+    "A run whose model has moved since, where it is now, and another model like it."
+    here, there, other = (tmp_path/name for name in ("here", "there", "other"))
+    config = tiny(epochs=1, model=str(here), adapter=request.param, device="cpu")
+    shutil.copytree(tiny().model, here)
+    run = Trainer(config).train()
+    here.rename(there)
+    pipe = load_pipeline(there)
+    [*pipe.text_encoder.parameters()][-1].data += 0.01
+    pipe.save_pretrained(other)
+    return run, there, other
+
+
+def test_a_run_whose_model_moved_is_told_where_it_is(moved, tmp_path, capsys):
+    run, there, other = moved
+    before = (run/"config.yaml").read_bytes(), (run/"metrics.csv").read_bytes()
+    commands = {
+        "resume": lambda place: train_command(["--resume", str(run), "--epochs", "2", *place]),
+        "sample": lambda place: sample_command(
+            [str(run), "a painting of a fox", "--output", str(tmp_path/"fox.png"), *place]),
+        "evaluate": lambda place: evaluate_command(
+            [str(run), "--rewards", "colourfulness", *place])}
+    full = Config.load(run/"config.yaml").adapter == "full"
+    if full: del commands["sample"] # which needs no base
+    for command in commands.values(): assert command([]) == 1
+    capsys.readouterr()
+    for command in commands.values():
+        assert command(["--model", str(other)]) == 1
+        said = capsys.readouterr().err
+        assert f"the model {str(other)!r} is not the one that the run" in said
+        assert "1 of " in said and "the first is text_encoder " in said
+    assert before == ((run/"config.yaml").read_bytes(), (run/"metrics.csv").read_bytes())
+    for name in ("evaluate", "sample", "resume"):
+        if name in commands: assert commands[name](["--model", str(there)]) == 0, name
+    assert read_metrics(run).epoch.tolist() == [1, 2]
+    assert Config.load(run/"config.yaml").model == str(there) # where it is looked for from now on
+
+
+def test_another_model_in_the_old_place_is_refused(moved):
+    run, there, other = moved
+    other.rename(run.parent/"here")
+    def evaluation(): evaluate_runs(run, rewards="colourfulness")
+    for start in (Trainer.resume(run, epochs=2).train, evaluation):
+        with pytest.raises(ValueError, match="is not the one that the run"): start()
+
+
+def test_half_precision_makes_no_other_model_of_it(tiny, tmp_path):
+    run = Trainer(tiny(epochs=1)).train()
+    for dtype in (torch.bfloat16, torch.float16):
+        check_base("it", weight_samples(load_pipeline(tiny().model, dtype)), run)
+
+
+def test_a_run_of_another_device_goes_on_here(tiny, capsys):
+    run = Trainer(tiny(epochs=1)).train()
+    config = replace(Config.load(run/"config.yaml"), device="cuda:99")
+    for name in ("config.yaml", "checkpoints/config.yaml"): config.save(run/name)
+    assert train_command(["--resume", str(run), "--epochs", "2"]) == 1
+    assert "name another one (--device)" in capsys.readouterr().err
+    assert train_command(["--resume", str(run), "--epochs", "2", "--device", "cpu"]) == 0
+    assert evaluate_command([str(run), "--device", "cpu"]) == 0

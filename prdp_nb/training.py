@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['collect_and_update', 'training_prompts', 'Trainer', 'warn_of_equal_rewards', 'describe_epoch', 'check_noise',
-           'check_first', 'check_run', 'find_start', 'open_folder', 'begin', 'restore', 'record', 'run_epoch',
-           'run_epochs', 'draw_run', 'finish', 'train_from', 'expected_seconds', 'save_rest', 'end_early', 'rescue',
-           'resumed_task']
+           'check_same', 'note_first', 'check_run', 'find_start', 'open_folder', 'begin', 'restore', 'record',
+           'run_epoch', 'run_epochs', 'draw_run', 'finish', 'train_from', 'expected_seconds', 'save_rest', 'end_early',
+           'rescue', 'resumed_task']
 
 # %% ../nbs/24_training.ipynb #b5c1f361
 import math, time, warnings
@@ -150,29 +150,34 @@ def check_noise(
         check_noise_floor(trainer.noise_floor, c.clip_range)
 
 # %% ../nbs/24_training.ipynb #088f8f9f
-def check_first(trainer: Trainer, rollout: Rollout): # of one prompt, by the base
-    "Ask the scorers about the run's first images: a resumed run as `check_scores_of`."
-    pipe, table = trainer.learner.pipe, trainer.table
-    scorers = {name: scorer for name, scorer in table.scorers.items() if name != table.label}
-    scorers |= dict(reward=table.reward) # its own name may be another one now
-    if (trainer.folder/FIRST_FILE).exists(): return check_scores_of(scorers, trainer.folder)
-    images = decode_latents(pipe, rollout.latents[0, :, -1], trainer.config.batch_size)
+def check_same(trainer: Trainer, scorers: dict): # name -> reward
+    "Raises `ValueError` where a run goes on with another model or scorer."
+    check_base(trainer.config.model, trainer.learner.base, trainer.folder)
+    recorded = (trainer.folder/FIRST_FILE).exists()
+    if trainer.ranks.main and recorded: check_scores_of(scorers, trainer.folder)
+
+def note_first(trainer: Trainer, scorers: dict, rollout: Rollout): # of one prompt, by the base
+    "Ask the scorers about the first images, where no record of that is in the run folder."
+    if (trainer.folder/FIRST_FILE).exists(): return
+    images = decode_latents(trainer.learner.pipe, rollout.latents[0, :, -1],
+                            trainer.config.batch_size)
     trainer.first = first_scores(scorers, rollout.prompts[0], images)
 
 # %% ../nbs/24_training.ipynb #de88c8e6
 def check_run(trainer: Trainer):
-    """Try the scorers, and see that a run goes on with the model and scorers it had; nothing is
-    written yet. Raises `RewardError`, or `ValueError` for another model or scorer."""
+    "Try the scorers; nothing is written yet. Raises `RewardError`, or `ValueError` as `check_same`."
     pipe, table, prompts = trainer.learner.pipe, trainer.table, trainer.collector.prompts
+    scorers = {name: scorer for name, scorer in table.scorers.items() if name != table.label}
+    scorers |= dict(reward=table.reward) # its own name may be another one now
     size = latent_shape(pipe)[-1]*pipe.vae_scale_factor
     with trainer.ranks.together():
-        if trainer.resuming: check_base(trainer.config.model, trainer.learner.base, trainer.folder)
-        for scorer in table.scorers.values(): probe(scorer, table.prompts[0], size)
+        for scorer in scorers.values(): probe(scorer, table.prompts[0], size)
+        if trainer.resuming: check_same(trainer, scorers)
         if trainer.ranks.main:
             warn_truncated(pipe, list(dict.fromkeys(thin(prompts, 10_000) + table.prompts)))
         if not trainer.ranks.takes_part: return
         rollout = trainer.collector.sample(prompts[:1], 0, "checking")
-        if trainer.ranks.main: check_first(trainer, rollout)
+        if trainer.ranks.main: note_first(trainer, scorers, rollout)
 
 # %% ../nbs/24_training.ipynb #24a0c006
 def find_start(trainer: Trainer) -> Path | None: # the checkpoint to go on from, if there is one

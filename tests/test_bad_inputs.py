@@ -230,7 +230,7 @@ def forget_models(run):
 
 def rename_reward(run):
     for name in ("config.yaml", "checkpoints/config.yaml"):
-        edit(run/name, "reward: colourfulness", "reward: my_reward")
+        edit(run/name, "reward: colourfulness", "reward: object my_reward")
 
 RUNS = { # name -> what is wrong with it
     "no_final": lambda run: shutil.rmtree(run/"final"),
@@ -355,17 +355,18 @@ LINES = [ # what is typed after prdp_, what the error must say
     ("train --resume {here}/run --output_dir elsewhere",
      "a run that is resumed stays in its folder: leave out --output_dir"),
     ("train --resume {here}/run --model {here}/other",
-     "a run that is resumed cannot change model {here}/other (the run has emoji): start a new run"),
+     "{here}/other"), # is no model
     ("train --resume {here}/run --reward emoji_score",
-     "cannot change reward emoji_score (the run has colourfulness): start a new run"),
+     "reward (EmojiScore) is not what the run in '{here}/run' began with"),
     ("train --resume {here}/run --lora_rank 4", "cannot change lora_rank 4 (the run has 8)"),
     ("train --resume {here}/emptied_config",
-     "a run that is resumed cannot change reward emoji_score (the run has colourfulness)"),
+     "differs from that of the run in '{here}/emptied_config': reward emoji_score (the run has "
+     "colourfulness)"),
     ("train --resume {here}/edited_config",
      "differs from that of the run in '{here}/edited_config': seed 5 (the run has 0); to change "
      "it on purpose, name it: --seed 5"),
     ("train --resume {here}/own_reward --epochs 2",
-     "the run's reward, 'my_reward', has no name to load it by; give it again: "
+     "the run's reward, 'object my_reward', has no name to load it by; give it again: "
      "Trainer.resume('{here}/own_reward', reward=...)"),
     # evaluation
     ("evaluate {here}", "'{here}' is not a run folder: expected config.yaml and final/ in it"),
@@ -386,7 +387,7 @@ LINES = [ # what is typed after prdp_, what the error must say
      "unknown checkpoint 'epoch_3'; the nearest is 'epoch_0001', known are: epoch_0001, final"),
     ("evaluate {here}/run --rewards emoji_scores",
      "unknown scorer 'emoji_scores'; the nearest is 'emoji_score'"),
-    ("evaluate {here}/own_reward", "unknown scorer 'my_reward'"),
+    ("evaluate {here}/own_reward", "the reward 'object my_reward' was handed in by a program"),
     ("evaluate {here}/run --rewards diversity",
      "diversity needs two images of each prompt, and 'a painting of a fox' has one: raise "
      "images_per_prompt"),

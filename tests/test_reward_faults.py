@@ -332,20 +332,20 @@ def test_nothing_more_is_sampled_once_the_reward_has_failed(tiny, tmp_path, monk
 
 
 def test_a_failure_does_not_wait_for_slower_answers(tiny, tmp_path):
-    release = threading.Event()
+    release, waited_for = threading.Event(), threading.Event()
     class Slow(Reward):
         workers = 2
         def __call__(self, images, prompts):
             if prompts[0] == "slow":
-                assert release.wait(60)
+                assert release.wait(20)
                 return [0.0]*len(images)
+            assert waited_for.wait(20)
             raise ValueError("down")
-    images = [None]*4
     with pytest.raises(RewardError, match="down"):
-        with Scoring(Slow(), ["slow", "fast"], tiny(tmp_path/"run")) as scoring_:
-            scoring_.add(images)
-            scoring_.wait()
-    assert not release.is_set() # nobody waited for the slow one
+        with Scoring(Slow(), ["slow", "fast"], tiny(tmp_path/"run")) as under_way:
+            under_way.add([None]*4)
+            threading.Timer(0.2, waited_for.set).start()
+            under_way.wait() # for the slow one first
     release.set()
 
 

@@ -156,6 +156,7 @@ def check_same(trainer: Trainer, scorers: dict): # name -> reward
     recorded = (trainer.folder/FIRST_FILE).exists()
     if trainer.ranks.main and recorded: check_scores_of(scorers, trainer.folder)
 
+# %% ../nbs/24_training.ipynb #c030e5e0
 def note_first(trainer: Trainer, scorers: dict, rollout: Rollout): # of one prompt, by the base
     "Ask the scorers about the first images, where no record of that is in the run folder."
     if (trainer.folder/FIRST_FILE).exists(): return
@@ -165,7 +166,7 @@ def note_first(trainer: Trainer, scorers: dict, rollout: Rollout): # of one prom
 
 # %% ../nbs/24_training.ipynb #de88c8e6
 def check_run(trainer: Trainer):
-    "Try the scorers; nothing is written yet. Raises `RewardError`, or `ValueError` as `check_same`."
+    "Try the scorers; nothing is written yet. Raises `RewardError`, and as `check_same`."
     pipe, table, prompts = trainer.learner.pipe, trainer.table, trainer.collector.prompts
     scorers = {name: scorer for name, scorer in table.scorers.items() if name != table.label}
     scorers |= dict(reward=table.reward) # its own name may be another one now

@@ -41,11 +41,25 @@ START = dict(env=ENV, text=True)
 SAYS = START | dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+COLLECTING = threading.Event() # an epoch, and not a check or an evaluation
+
+
 def picky(images, prompts):
-    "A reward that fails on foxes, but only in the thread that scores an epoch."
-    scoring = threading.current_thread() is not threading.main_thread()
-    if scoring and any("fox" in prompt for prompt in prompts): raise ValueError("no foxes today")
+    "A reward that fails on foxes, but only on those of an epoch."
+    if COLLECTING.is_set() and any("fox" in prompt for prompt in prompts):
+        raise ValueError("no foxes today")
     return [float(np.asarray(image).std()) for image in images]
+
+
+def with_epochs(trainer):
+    "The trainer, which lets `picky` know when it collects an epoch."
+    collect = trainer.collector.collect
+    def collecting(*given):
+        COLLECTING.set()
+        try: return collect(*given)
+        finally: COLLECTING.clear()
+    trainer.collector.collect = collecting
+    return trainer
 
 
 def contrast(images, prompts):
@@ -63,7 +77,7 @@ RUNS = { # three prompts: the first process gets two of them, the second one
 def train(name, folder, model, prompts):
     reward, fields = RUNS[name]
     where = dict(model=str(model), prompts=str(prompts), output_dir=str(folder/name))
-    trainer = Trainer(Config(**TINY | where | fields), reward=reward)
+    trainer = with_epochs(Trainer(Config(**TINY | where | fields), reward=reward))
     trainer.train()
     return trainer
 
@@ -81,7 +95,7 @@ def worker(folder, model, prompts):
     common = TINY | dict(model=str(model), prompts=str(prompts))
     def config(name, **more): return Config(**common | dict(output_dir=str(folder/name)) | more)
     straight = Trainer(config("straight", epochs=6)).train()
-    status = run_command("prdp_train", Trainer(config("fails"), reward=picky).train)
+    status = run_command("prdp_train", with_epochs(Trainer(config("fails"), reward=picky)).train)
     try: Trainer(config("refused", prompts_per_epoch=1))
     except ValueError as error: refusal = str(error)
     found = dict(digests=digests, status=status, refusal=refusal,
@@ -117,7 +131,7 @@ def sharded_worker(folder, prompts):
                        for some in ([p.to_local() for p in weights], weights))
         print(f"{name}: {type(ranks).__name__}, keep {ranks.keep}, {held} of {total}")
     Trainer.resume(folder/"began alone"/"lora", reward=contrast).train()
-    failing = Trainer(sharded_config("lora", folder/"fails", prompts), reward=picky)
+    failing = with_epochs(Trainer(sharded_config("lora", folder/"fails", prompts), reward=picky))
     sys.exit(run_command("prdp_train", failing.train))
 
 

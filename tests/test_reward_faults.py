@@ -332,12 +332,13 @@ def test_nothing_more_is_sampled_once_the_reward_has_failed(tiny, tmp_path, monk
 
 
 def test_a_failure_does_not_wait_for_slower_answers(tiny, tmp_path):
-    release, waited_for = threading.Event(), threading.Event()
+    release, waited_for, ended = threading.Event(), threading.Event(), []
     class Slow(Reward):
         workers = 2
         def __call__(self, images, prompts):
             if prompts[0] == "slow":
-                assert release.wait(20)
+                release.wait(20)
+                ended.append("slow")
                 return [0.0]*len(images)
             assert waited_for.wait(20)
             raise ValueError("down")
@@ -346,6 +347,7 @@ def test_a_failure_does_not_wait_for_slower_answers(tiny, tmp_path):
             under_way.add([None]*4)
             threading.Timer(0.2, waited_for.set).start()
             under_way.wait() # for the slow one first
+    assert ended == []
     release.set()
 
 

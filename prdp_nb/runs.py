@@ -353,11 +353,11 @@ def load_checkpoint(
     """A model of a run, with the moving average of its weights where the run has one. Raises
     `ValueError` for an unknown checkpoint, with those that exist, and for a damaged one."""
     folder = lookup("checkpoint", checkpoint, checkpoints(run))
-    if problem := damage(folder):
-        raise ValueError(f"{folder} is damaged ({problem}): choose another checkpoint of the run")
     config = run_config(run)
     where = usable_device(device) if device else device_of(config)
     pipe = load_finetuned(folder, config.model, config.weights_dtype, where)
+    if (folder/CHECKSUMS).exists() and (problem := damage(folder)):
+        raise ValueError(f"{folder} is damaged ({problem}): choose another checkpoint of the run")
     if config.ema_decay and checkpoint != "final": use_average(pipe, folder, config.adapter)
     return config, pipe
 

@@ -355,12 +355,12 @@ def load_checkpoint(
     """A model of a run, with the moving average of its weights where the run has one. Raises
     `ValueError` for an unknown or damaged checkpoint, and as `check_base`."""
     folder = lookup("checkpoint", checkpoint, checkpoints(run))
-    if problem := damage(folder):
-        raise ValueError(f"{folder} is damaged ({problem}): choose another checkpoint of the run")
     config = replace(run_config(run), output_dir=str(run))
     if model: config.model = str(model)
     where = usable_device(device) if device else device_of(config)
     pipe = load_finetuned(folder, config.model, config.weights_dtype, where)
+    if (folder/CHECKSUMS).exists() and (problem := damage(folder)):
+        raise ValueError(f"{folder} is damaged ({problem}): choose another checkpoint of the run")
     if config.adapter == "lora": check_base(config.model, weight_samples(pipe), Path(run))
     if config.ema_decay and checkpoint != "final": use_average(pipe, folder, config.adapter)
     return config, pipe

@@ -317,3 +317,14 @@ def test_commands_on_a_run_with_a_changed_file(case, run, tmp_path, capsys):
     if kind == "evaluate" and status == 0: del before["evaluation.csv"]
     if kind != "resume" or status: assert all((folder/path).read_bytes() == content
                                               for path, content in before.items())
+
+def test_a_wrong_bit_in_a_model_is_no_model(run, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path/"run")
+    for name in (path for path in files_of(run) if path.startswith("final/")):
+        whole = (folder/name).read_bytes()
+        (folder/name).write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+        for kind in ("sample", "evaluate"):
+            assert commands_of(folder)[kind]() == 1, name
+            assert f"{folder/'final'} is damaged (" in capsys.readouterr().err
+        (folder/name).write_bytes(whole)
+    assert commands_of(folder)["sample"]() == 0

@@ -138,7 +138,7 @@ def kill_some_time(process, folder, draw, kind, seconds):
     between a rename and the deletion. Where it happened; empty if the run had ended."""
     until, patience = time.monotonic() + draw.uniform(0, seconds), time.monotonic() + 60
     window = dict(saving=folder/".saving", renamed=folder/".removing").get(kind)
-    passed, before = draw.randrange(3), False
+    passed, before = draw.randrange(2 if kind == "renamed" else 3), False # a run deletes twice
     while process.is_alive() and time.monotonic() < (patience if window else until):
         now = bool(window) and window.exists()
         if now and not before:

@@ -183,7 +183,7 @@ BAD = [ # flags, what the one line on stderr must say
     (["--dtype", "fp16"], ["unknown dtype 'fp16'", "'float16'"]),
     (["--ema_decay", "1"], ["ema_decay must be below 1, not 1"]),
     (["--lora_targets", "to_q", "to_x"],
-     ["lora_targets must name layers of the UNet, such as to_q", "not to_x"]),
+     ["lora_targets must name layers of the network, such as to_q", "not to_x"]),
     (["--device", "gpu"], ["device 'gpu' cannot be used here"]),
     (["--config", "{here}/none.yaml"], ["none.yaml"]),
     (["--config", "{here}/wrong.yaml"], ["guidence_scale", "guidance_scale"]),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ANIMAL_NAMES', 'HPDV2', 'PICKAPIC', 'HUB_SETS', 'EMOJI_SETS', 'PROMPT_SETS', 'HPDV2_UNSEEN', 'EVALUATION_SETS',
            'USUAL_NAMES', 'READERS', 'HUB_ADDRESS', 'animal_names', 'animals', 'stripped', 'tidy', 'prompt_set',
-           'seen_prompts', 'hpdv2_seen', 'choose_column', 'from_rows', 'text_lines', 'read_lines', 'unique_keys',
+           'seen_prompts', 'hpdv2_seen', 'choose_column', 'from_rows', 'unique_keys', 'text_lines', 'read_lines',
            'read_json', 'read_json_lines', 'csv_rows', 'csv_column', 'read_csv', 'read_parquet', 'one_line',
            'read_prompts', 'download', 'read_in_place', 'hub_error', 'hub_prompts', 'load_prompts']
 
@@ -131,6 +131,12 @@ def from_rows(
     column = choose_column(rows[0], column)
     return [row.get(column) for row in rows]
 
+def unique_keys(pairs: list[tuple]) -> dict: # of a JSON object, in the order of the file
+    "Raises `ValueError` for a key that is there twice."
+    found = dict(pairs)
+    if len(found) < len(pairs): raise ValueError(f"an object has a key twice: {[*found]!r:.100}")
+    return found
+
 # %% ../nbs/11_prompts.ipynb #5e1d0c7a
 def text_lines(
     path: Path, # a text file, UTF-8
@@ -155,12 +161,6 @@ def read_lines(
                              "a .json file")
         yield line
 
-def unique_keys(pairs: list[tuple]) -> dict: # of a JSON object, in the order of the file
-    "Raises `ValueError` for a key that is there twice."
-    found = dict(pairs)
-    if len(found) < len(pairs): raise ValueError(f"an object has a key twice: {[*found]!r:.100}")
-    return found
-
 def read_json(
     path: Path, # a JSON file with one list
     column: str | None = None, # that holds the prompts, where it is a list of objects
@@ -169,7 +169,6 @@ def read_json(
     content = "".join(text_lines(path))
     return from_rows(json.loads(content, object_pairs_hook=unique_keys), column)
 
-# %% ../nbs/11_prompts.ipynb #c2b7f4e9
 def read_json_lines(
     path: Path, # a file with one string or object a line
     column: str | None = None, # that holds the prompts, where they are objects
@@ -183,6 +182,7 @@ def read_json_lines(
             raise ValueError(f"line {i} is not JSON: {getattr(error, 'msg', error)}") from error
     return from_rows(rows, column)
 
+# %% ../nbs/11_prompts.ipynb #c2b7f4e9
 def csv_rows(
     path: Path, # a CSV file with a header
 ) -> Iterator[list[str]]: # the header first; blank rows are left out
@@ -268,7 +268,7 @@ def read_prompts(
         raise ValueError(f"prompt file {path} is of unknown format {suffix!r}; "
                          f"known are: {', '.join(READERS)}")
     try: return tidy(READERS[suffix](path, column) if path.stat().st_size else [])
-    except (ValueError, OSError, RecursionError) as error: # JSON nested a thousand times: the last
+    except (ValueError, OSError, RecursionError) as error: # the last: deeply nested JSON
         raise ValueError(f"cannot read prompts from {path}: {one_line(error)}") from error
 
 # %% ../nbs/11_prompts.ipynb #a364d4e3

@@ -192,7 +192,7 @@ def write_sample(options: argparse.Namespace): # of `sample_parser`
     check("seed", options.seed, dict(at_least=0, below=2**32))
     config, pipe = load_checkpoint(options.run, device=options.device, model=options.model)
     images = generate(pipe, [options.prompt], [options.seed], config.num_inference_steps,
-                      config.guidance_scale, dtype=config.compute_dtype)
+                      config.guidance_scale, **config.sampler)
     images[0].save(options.output)
     print(options.output)
 

@@ -46,7 +46,7 @@ def evaluate(
     pipe, # a diffusers pipeline
     prompts: list[str], # P
     scorers: dict, # name -> reward
-    config, # a `Config`: num_inference_steps, guidance_scale, batch_size, compute_dtype
+    config, # a `Config`: num_inference_steps, guidance_scale, batch_size, sampler
     images: int, # I, images of each prompt, with `fixed_seeds`
     keep: int = 8, # images to keep for a gallery
     title: str = "evaluating", # of the progress bar
@@ -61,7 +61,7 @@ def evaluate(
             repeated = [prompts[n] for n in numbers for _ in range(images)]
             sampled = generate(pipe, repeated, fixed_seeds(numbers, images),
                                config.num_inference_steps, config.guidance_scale,
-                               config.batch_size, bar.update, False, config.compute_dtype)
+                               config.batch_size, bar.update, False, **config.sampler)
             for name, scorer in scorers.items():
                 found = compute_rewards(scorer, sampled, repeated)
                 scores[name].append(found.numpy().reshape(-1, images))

@@ -115,8 +115,12 @@ class EpochOptions:
         at_least=1)
     num_inference_steps: int = option(10, "T: denoising steps", at_least=1)
     guidance_scale: float = option(5.0,
-        "classifier-free guidance, when sampling and when scoring; 1 is none",
+        "classifier-free guidance, when sampling and when scoring; 1 is none; a model with a "
+        "guidance embedding is told the number instead",
         at_least=1, below=math.inf)
+    eta: float | None = option(None,
+        "how random the sampler's steps are: 1 is the paper's sampler for diffusion models; the "
+        "model family's own where not given", above=0, at_most=1)
     online: bool = option(True,
         "draw each epoch's images from the policy as it is then; false: always from the "
         "pretrained model, a fixed set of which an epoch uses its share")
@@ -222,6 +226,10 @@ class ConfigFields(ReportOptions, CostOptions, UpdateOptions, EpochOptions, Task
     def compute_dtype(self): # a `torch.dtype`, of the network's activations
         import torch
         return getattr(torch, self.dtype)
+
+    @property
+    def sampler(self) -> dict: # options of `prdp_nb.models.sampling_policy`
+        return dict(dtype=self.compute_dtype, eta=self.eta)
 
     @property
     def weights_dtype(self): # a `torch.dtype`; half precision would round small steps away

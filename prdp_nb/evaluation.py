@@ -18,7 +18,7 @@ from .config import Config, check
 from .emoji import EmojiScore
 from .figures import draw_grid
 from .learner import check_base, weight_samples
-from .models import generate, latent_shape, load_pipeline, network_of, warn_truncated
+from .models import generate, image_size, load_pipeline, network_of, warn_truncated
 from .prompts import load_prompts
 from .rewards import OBJECT, REWARDS, Reward, as_reward, lookup
 from .runs import checkpoints, load_checkpoint, read_metrics, run_config
@@ -111,11 +111,11 @@ def evaluate_set(
 ) -> pd.DataFrame: # as from `compare`
     "A run against its base on one set. A base is evaluated once, for all runs that share it."
     warn_truncated(pipe, prompts)
-    size = latent_shape(pipe)[-1]*pipe.vae_scale_factor
+    size = image_size(pipe)
     for scorer in scorers.values(): probe(scorer, prompts[0], size, min(images, 2))
     measure = partial(evaluate, prompts=prompts, scorers=scorers, config=config, images=images,
                       keep=0)
-    key = (config.model, config.dtype, config.num_inference_steps, config.guidance_scale, images,
+    key = (config.model, config.dtype, config.num_inference_steps, config.guidance_scale, config.eta, images,
            tuple(prompts), tuple(scorers))
     if key not in bases: bases[key] = measure(base_of(config, pipe), title=f"base on {name}")
     tuned = measure(pipe, title=f"{Path(config.output_dir).name} on {name}")
@@ -162,7 +162,7 @@ def sample_prompts(
     check("image", image, dict(at_least=0, below=SEEDS_A_PROMPT))
     seeds = [seed + image for seed in fixed_seeds(range(len(prompts)), 1)]
     return generate(pipe, prompts, seeds, config.num_inference_steps, config.guidance_scale,
-                    config.batch_size, dtype=config.compute_dtype)
+                    config.batch_size, **config.sampler)
 
 # %% ../nbs/25_evaluation.ipynb #de85fff0
 def check_ways(
@@ -170,7 +170,7 @@ def check_ways(
     model: str | None = None, # where their base is now; None: where each says
 ):
     "Raises `ValueError` for `runs` that sample in different ways: they have no base in common."
-    names, ways = ["model", "num_inference_steps", "guidance_scale"], {}
+    names, ways = ["model", "num_inference_steps", "guidance_scale", "eta"], {}
     if model: names.remove("model")
     for label, run in runs.items():
         config = run_config(run)

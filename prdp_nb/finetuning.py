@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'LORA_FILE', 'add_lora', 'adapters_off', 'WithoutAdapter', 'make_policy', 'trains_adapter',
            'PipelineWorld', 'adapter_weights', 'save_finetuned', 'load_finetuned', 'put_lora', 'check_trainable',
-           'check_targets']
+           'check_targets', 'check_random']
 
 # %% ../nbs/18_finetuning.ipynb #26c4fa84
 import copy
@@ -82,13 +82,15 @@ def make_policy(
     lora_targets: tuple[str, ...] = LORA_TARGETS, # layers that get an adapter
     dtype: torch.dtype | None = None, # the network computes in it; None: in that of its weights
     gradient_checkpointing: bool = False, # recompute blocks in the backward pass, to save memory
+    eta: float | None = None, # η of the sampler, as in `sampling_policy`
 ) -> Policy: # π_θ; `.as_reference()` is π_ref
     "The guided model on T steps. Raises `ValueError` for what cannot be trained so."
     network = network_of(pipe)
     check_trainable(network, adapter)
     for part in pipe.components.values():
         if isinstance(part, nn.Module): part.requires_grad_(False).eval()
-    policy = sampling_policy(pipe, num_inference_steps, guidance_scale, dtype)
+    policy = sampling_policy(pipe, num_inference_steps, guidance_scale, dtype, eta)
+    check_random(policy)
     if adapter == "full":
         reference = policy.denoiser.around(copy.deepcopy(network))
         network.requires_grad_(True)
@@ -200,3 +202,10 @@ def check_targets(network: nn.Module, targets: tuple[str, ...]): # ends of names
     if unknown or not targets:
         raise ValueError("lora_targets must name layers of the network, such as "
                          f"{', '.join(LORA_TARGETS)}, not {', '.join(unknown) or 'nothing'}")
+
+# %% ../nbs/18_finetuning.ipynb #dcff7379
+def check_random(policy: Policy):
+    "Raises `ValueError` where no step of its schedule has a density."
+    if len(policy.schedule.random_steps): return
+    raise ValueError("no step of the sampler is random, so there is nothing to learn from: eta must "
+                     "be above 0, and there must be more steps")

@@ -74,7 +74,7 @@ def configured_policy(
     "The policy that a configuration asks for. Raises `ValueError` as `make_policy`."
     c = config
     return make_policy(pipe, c.num_inference_steps, c.guidance_scale, c.adapter, c.lora_rank,
-                       c.seed, c.lora_targets, c.compute_dtype, c.gradient_checkpointing)
+                       c.seed, c.lora_targets, c.compute_dtype, c.gradient_checkpointing, c.eta)
 
 # %% ../nbs/19_learner.ipynb #702fd7a6
 def usable_device(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNSHARDED', 'REFUSED', 'FSDP', 'PRECISIONS', 'UNUSED', 'Exchange', 'gather_rollout', 'Ranks', 'Elsewhere',
-           'fail_together', 'check_shards', 'Shards', 'shard_unet', 'whole_tensor', 'cut_up', 'gathered', 'asked',
-           'check_engine', 'check_fsdp', 'join_ranks', 'leave_ranks', 'check_launcher', 'check_accelerator',
-           'make_accelerator']
+           'fail_together', 'check_shards', 'Shards', 'blocks_of', 'shard_network', 'whole_tensor', 'cut_up',
+           'gathered', 'asked', 'check_engine', 'check_fsdp', 'join_ranks', 'leave_ranks', 'check_launcher',
+           'check_accelerator', 'make_accelerator']
 
 # %% ../nbs/23_processes.ipynb #d276a128
 import copy, os
@@ -161,8 +161,8 @@ class Shards(Ranks):
         from torch.distributed.device_mesh import init_device_mesh
         mesh = init_device_mesh(torch.device(self.device).type, (self.count,))
         self.empty = copy.deepcopy(policy.denoiser.model).to("meta")
-        shard_unet(policy.denoiser.model, mesh, self.keep)
-        if not trains_adapter(policy): shard_unet(policy.reference.model, mesh, self.keep)
+        shard_network(policy.denoiser.model, mesh, self.keep)
+        if not trains_adapter(policy): shard_network(policy.reference.model, mesh, self.keep)
 
     def fill(self, weights: Tensor) -> int: # (N, B, T) -> cells that each process sends back
         return int(weights.view(self.count, -1).count_nonzero(1).max())
@@ -181,14 +181,20 @@ class Shards(Ranks):
         return nullcontext()
 
 # %% ../nbs/23_processes.ipynb #a36148a5
-def shard_unet(
-    unet: torch.nn.Module, # changed in place, block by block
+def blocks_of(network: torch.nn.Module) -> list[torch.nn.Module]: # that are fetched one by one
+    "The blocks of a denoiser, and the network itself last."
+    lists = [part for part in network.children() if isinstance(part, torch.nn.ModuleList)]
+    middle = [part for name, part in network.named_children() if name == "mid_block"]
+    return [*(block for blocks in lists for block in blocks), *middle, network]
+
+def shard_network(
+    network: torch.nn.Module, # changed in place, block by block
     mesh, # the `DeviceMesh` of all processes
     keep: bool, # what a call fetched, until the weights change
 ):
-    "Cut every weight of a UNet into shares (torch's `fully_shard`)."
+    "Cut every weight of a network into shares (torch's `fully_shard`)."
     from torch.distributed.fsdp import fully_shard
-    for block in filter(None, (*unet.down_blocks, unet.mid_block, *unet.up_blocks, unet)):
+    for block in blocks_of(network):
         fully_shard(block, mesh=mesh, reshard_after_forward=not keep)
         block.set_reshard_after_backward(not keep, recurse=False)
         block.set_gradient_divide_factor(1) # the sum over all processes, not the average

@@ -30,7 +30,7 @@ def step_std(
     noise: Tensor, # (T,) σ, share of the noise in x
     next_signal: Tensor, # (T,) α' after the step
     next_noise: Tensor, # (T,) σ' after the step
-    eta: float, # η in [0, 1]: 0 is deterministic, 1 the posterior of the forward process
+    eta: float | Tensor, # η in [0, 1], one or (T,): 0 is deterministic, 1 the posterior
 ) -> Tensor: # (T,) s
     "Standard deviation of each step."
     return eta*next_noise*(1 - (signal*next_noise/(next_signal*noise))**2).clamp(min=0).sqrt()
@@ -42,7 +42,7 @@ def step_tables(
     next_signal: Tensor, # (T,) α' after the step
     next_noise: Tensor, # (T,) σ' after the step
     clean_weights: tuple[Tensor, Tensor], # (T,) each, p and q of x̂_0 = p·x + q·f
-    eta: float, # η in [0, 1]
+    eta: float | Tensor, # η in [0, 1], one or (T,)
 ) -> tuple[Tensor, Tensor, Tensor]: # (T,) each: a, b and s of x' = a·x + b·f + s·z
     "One formula for every sampler here."
     p, q = clean_weights
@@ -120,10 +120,13 @@ def flow_tables(
     levels: Tensor, # (T + 1,) float64 σ, falling from at most 1 to 0
     eta: float = 1.0, # η: 1 is the posterior of the forward process, 0 is the Euler step
     num_train_timesteps: int = 1000, # the network is told σ times this number
+    least_std: float = 0.0, # steps with a smaller s are taken with η = 0
 ) -> Schedule: # in float64
     "The steps of a rectified flow, x = (1 - σ)·x_0 + σ·ε with output ε - x_0."
     now, after = levels[:-1], levels[1:]
-    tables = step_tables(1 - now, now, 1 - after, after, (torch.ones_like(now), -now), eta)
+    path = 1 - now, now, 1 - after, after
+    etas = torch.where(step_std(*path, eta) < least_std, 0.0, eta).to(levels)
+    tables = step_tables(*path, (torch.ones_like(now), -now), etas)
     return Schedule(now*num_train_timesteps, *tables)
 
 # %% ../nbs/01_schedules.ipynb #16330ac2
@@ -249,6 +252,7 @@ def flow_schedule(
     eta: float = 1.0, # η: 1 is the posterior of the forward process, 0 is the Euler step
     *,
     num_train_timesteps: int = 1000, # the network is told σ times this number
+    least_std: float = 0.0, # steps with a smaller s are taken with η = 0, and have no density
     device: str | torch.device = "cpu", # where the tables live
     dtype: torch.dtype = torch.float32, # of the tables; they are computed in float64
 ) -> Schedule:
@@ -257,7 +261,7 @@ def flow_schedule(
     check_eta(eta)
     levels = torch.as_tensor(sigmas, dtype=torch.float64).cpu()
     check_levels(levels)
-    return flow_tables(levels, eta, num_train_timesteps).to(device, dtype)
+    return flow_tables(levels, eta, num_train_timesteps, least_std).to(device, dtype)
 
 # %% ../nbs/01_schedules.ipynb #84ff8452
 def log_snr_scheduler(

@@ -24,7 +24,7 @@ from .figures import contact_sheet, draw_curves, draw_gallery
 from .learner import (
     BASE_FILE, FIRST_FILE, Learner, check_base, check_noise_floor, check_replicas, check_scores_of,
     first_scores, load_learner, usable_device, warn_of_skips, warn_of_spike)
-from .models import decode_latents, latent_shape, seconds_a_sample, warn_truncated
+from .models import decode_latents, image_size, seconds_a_sample, warn_truncated
 from .processes import Elsewhere, join_ranks, make_accelerator
 from .prompts import load_prompts
 from .rewards import OBJECT, as_reward, written
@@ -170,7 +170,7 @@ def check_run(trainer: Trainer):
     pipe, table, prompts = trainer.learner.pipe, trainer.table, trainer.collector.prompts
     scorers = {name: scorer for name, scorer in table.scorers.items() if name != table.label}
     scorers |= dict(reward=table.reward) # its own name may be another one now
-    size = latent_shape(pipe)[-1]*pipe.vae_scale_factor
+    size = image_size(pipe)
     with trainer.ranks.together():
         for scorer in scorers.values(): probe(scorer, table.prompts[0], size)
         if trainer.resuming: check_same(trainer, scorers)

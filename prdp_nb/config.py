@@ -180,6 +180,20 @@ class CostOptions:
         "computed: less memory, more time")
     device: str | None = option(None, "cpu, cuda, cuda:1, mps; the best there is where not given")
 
+    @property
+    def compute_dtype(self): # a `torch.dtype`, of the network's activations
+        import torch
+        return getattr(torch, self.dtype)
+
+    @property
+    def sampler(self) -> dict: # options of `prdp_nb.models.sampling_policy`
+        return dict(dtype=self.compute_dtype, eta=self.eta)
+
+    @property
+    def weights_dtype(self): # a `torch.dtype`; half precision would round small steps away
+        import torch
+        return torch.float32 if self.adapter == "full" else self.compute_dtype
+
 # %% ../nbs/20_config.ipynb #d5a017cf
 @dataclass
 class ReportOptions:
@@ -221,20 +235,6 @@ class ConfigFields(ReportOptions, CostOptions, UpdateOptions, EpochOptions, Task
     @property
     def reference_images(self) -> int: # of each prompt, scored under π_ref; the KL needs only one
         return self.images_per_prompt if self.make_objective().reads_reference else 1
-
-    @property
-    def compute_dtype(self): # a `torch.dtype`, of the network's activations
-        import torch
-        return getattr(torch, self.dtype)
-
-    @property
-    def sampler(self) -> dict: # options of `prdp_nb.models.sampling_policy`
-        return dict(dtype=self.compute_dtype, eta=self.eta)
-
-    @property
-    def weights_dtype(self): # a `torch.dtype`; half precision would round small steps away
-        import torch
-        return torch.float32 if self.adapter == "full" else self.compute_dtype
 
     @property
     def method(self) -> str: # what tables call it, e.g. prdp, ddpo_unclipped, rdp_offline

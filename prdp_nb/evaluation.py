@@ -115,8 +115,8 @@ def evaluate_set(
     for scorer in scorers.values(): probe(scorer, prompts[0], size, min(images, 2))
     measure = partial(evaluate, prompts=prompts, scorers=scorers, config=config, images=images,
                       keep=0)
-    key = (config.model, config.dtype, config.num_inference_steps, config.guidance_scale, config.eta, images,
-           tuple(prompts), tuple(scorers))
+    way = config.num_inference_steps, config.guidance_scale, config.eta
+    key = config.model, config.dtype, *way, images, tuple(prompts), tuple(scorers)
     if key not in bases: bases[key] = measure(base_of(config, pipe), title=f"base on {name}")
     tuned = measure(pipe, title=f"{Path(config.output_dir).name} on {name}")
     return compare(bases[key], tuned, config, name)

@@ -6,7 +6,7 @@
 __all__ = ['LEAST_STD', 'FLOW_ETA', 'StableDiffusionXL', 'noise_levels', 'StableDiffusion3', 'Flux', 'tiny_clip', 'tiny_t5',
            'tiny_vae', 'tiny_xl', 'tiny_sd3', 'tiny_flux', 'tiny_pipeline']
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #06afe9cc
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #62613ea7
 import copy
 import numpy as np, torch
 from torch import Tensor
@@ -16,11 +16,13 @@ from .policies import Condition
 from .rewards import lookup
 from .schedules import Schedule, flow_schedule
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #b65b3b20
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #c1bb87c3
 LEAST_STD = 0.05 # of a step of a flow; sharper steps are deterministic, and no cells
+
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #56704b41
 FLOW_ETA = 0.7 # η of a flow where none is given
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #31737a6d
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #97ac23a3
 class StableDiffusionXL(StableDiffusion):
     "Two encoders; pooled embeddings and sizes beside the embeddings of tokens."
     encoders = ("text_encoder", "text_encoder_2")
@@ -50,7 +52,7 @@ class StableDiffusionXL(StableDiffusion):
         tokens = added.pop("encoder_hidden_states")
         return network(latents, timesteps, tokens, added_cond_kwargs=added, return_dict=False)[0]
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #5bc9b333
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #d2a54d67
 def noise_levels(
     scheduler, # a pipeline's `FlowMatchEulerDiscreteScheduler`
     tokens: int, # of an image: some pipelines shift their levels by it
@@ -69,7 +71,7 @@ def noise_levels(
     scheduler.set_timesteps(**asked)
     return scheduler.sigmas
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #be77f2e0
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #4731cb6b
 class StableDiffusion3(StableDiffusion):
     "A flow: Stable Diffusion 3 and 3.5, with three encoders."
     network, eta = "transformer", FLOW_ETA
@@ -90,8 +92,9 @@ class StableDiffusion3(StableDiffusion):
 
     def levels(self, pipe, num_inference_steps: int) -> Tensor: # (T + 1,)
         _, height, width = self.latent_shape(pipe)
-        tokens = (height//pipe.transformer.config.patch_size)*(width//pipe.transformer.config.patch_size)
-        return noise_levels(pipe.scheduler, tokens, num_inference_steps=num_inference_steps)
+        patch = pipe.transformer.config.patch_size
+        return noise_levels(pipe.scheduler, (height//patch)*(width//patch),
+                            num_inference_steps=num_inference_steps)
 
     def schedule(self, pipe, num_inference_steps: int, eta: float) -> Schedule:
         return flow_schedule(self.levels(pipe, num_inference_steps), eta, least_std=LEAST_STD,
@@ -103,12 +106,12 @@ class StableDiffusion3(StableDiffusion):
         scaled = latents.to(vae.device, vae.dtype)/c.scaling_factor + c.shift_factor
         return vae.decode(scaled, return_dict=False)[0]
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #3ff67a56
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #ab22def9
 class Flux(StableDiffusion3):
     "A flow on tokens of 2×2 latents, told its guidance (dev), or distilled to need none (schnell)."
     encoders = ("text_encoder", "text_encoder_2")
 
-    def channels(self, pipe) -> int: return 4*pipe.vae.config.latent_channels # of a token
+    def channels(self, pipe) -> int: return 4*super().channels(pipe) # of a token
     def encode(self, pipe, prompts: list[str]) -> Condition: # N prompts -> N rows
         tokens, pooled, _ = pipe.encode_prompt(prompts, None, pipe.transformer.device, 1)
         return dict(encoder_hidden_states=tokens, pooled_projections=pooled)
@@ -116,21 +119,20 @@ class Flux(StableDiffusion3):
     def latent_shape(self, pipe) -> tuple[int, ...]: # (C, H, W): tokens are made in `output`
         size = pipe.default_sample_size
         if size % 2:
-            raise ValueError(f"latents of {size}×{size} do not pack into tokens of 2×2: the "
-                             "resolution must be a multiple of 16 pixels")
+            raise ValueError(f"latents of {size}×{size} do not pack into tokens of 2×2: take a "
+                             "resolution that is a multiple of 16 pixels")
         return pipe.vae.config.latent_channels, size, size
 
     def output(self, network, latents, timesteps, condition, guidance) -> Tensor: # like the latents
-        from diffusers import FluxPipeline
-        count, channels, height, width = latents.shape
-        tokens = FluxPipeline._pack_latents(latents, count, channels, height, width)
-        places = FluxPipeline._prepare_latent_image_ids(count, height//2, width//2, latents.device,
-                                                        latents.dtype)
+        from diffusers import FluxPipeline as stock
+        (count, _, height, width), kind = latents.shape, (latents.device, latents.dtype)
+        tokens = stock._pack_latents(latents, *latents.shape)
+        places = stock._prepare_latent_image_ids(count, height//2, width//2, *kind)
         words = latents.new_zeros(condition["encoder_hidden_states"].shape[1], 3)
-        told = None if guidance is None else latents.new_full((count,), guidance, dtype=torch.float32)
+        told = guidance and torch.full((count,), guidance, device=latents.device)
         output = network(tokens, timestep=timesteps/1000, guidance=told, img_ids=places,
                          txt_ids=words, **condition, return_dict=False)[0]
-        return FluxPipeline._unpack_latents(output, 8*height, 8*width, 8)
+        return stock._unpack_latents(output, 8*height, 8*width, 8)
 
     def levels(self, pipe, num_inference_steps: int) -> Tensor: # (T + 1,)
         _, height, width = self.latent_shape(pipe)
@@ -140,13 +142,12 @@ class Flux(StableDiffusion3):
     def guidance(self, pipe, scale: float) -> tuple[float, float | None]:
         if pipe.transformer.config.guidance_embeds: return 1.0, scale
         if scale != 1:
-            raise ValueError("this model is distilled to need no guidance: guidance_scale must be "
-                             f"1, not {scale}")
+            raise ValueError(f"this model needs no guidance: guidance_scale must be 1, not {scale}")
         return 1.0, None
 
     def reader(self, pipe) -> tuple: return pipe.tokenizer_2, 512 # tokens that the pipeline reads
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #5471192c
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #2560f1f2
 def tiny_clip(projection: bool): # with a projection, as in SDXL and SD 3
     "A CLIP text encoder and its tokenizer."
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -158,7 +159,7 @@ def tiny_clip(projection: bool): # with a projection, as in SDXL and SD 3
                             max_position_embeddings=words.model_max_length, **ids)
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config), words
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #2cfcf971
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #7e295c1d
 def tiny_t5(): # an encoder and its tokenizer
     "T5 as in SD 3 and FLUX; it reads whole words of a short list, and letters."
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
@@ -171,14 +172,14 @@ def tiny_t5(): # an encoder and its tokenizer
                       num_heads=2)
     return T5EncoderModel(config), tokenizer
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #d4e0ad09
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #d90bd42d
 def tiny_vae(channels: int, **config): # latent channels; what else differs
     from diffusers import AutoencoderKL
     blocks = dict(down_block_types=["DownEncoderBlock2D"]*4, up_block_types=["UpDecoderBlock2D"]*4)
     return AutoencoderKL(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, sample_size=64,
                          latent_channels=channels, **blocks, **config)
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #c0057c89
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #df05e909
 def tiny_xl(): # SDXL
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     (clip, words), (bigger, more) = tiny_clip(False), tiny_clip(True)
@@ -193,7 +194,7 @@ def tiny_xl(): # SDXL
     vae = tiny_vae(4, scaling_factor=0.13025)
     return StableDiffusionXLPipeline(vae, clip, bigger, words, more, unet, scheduler)
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #b4894bfd
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #5211dac2
 def tiny_sd3(): # Stable Diffusion 3.5
     from diffusers import (FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel,
                            StableDiffusion3Pipeline)
@@ -204,10 +205,10 @@ def tiny_sd3(): # Stable Diffusion 3.5
         pos_embed_max_size=8, dual_attention_layers=(0,))
     vae = tiny_vae(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False,
                    use_post_quant_conv=False)
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return StableDiffusion3Pipeline(transformer, scheduler, vae, one, words, two, more, three, pieces)
+    scheduler, texts = FlowMatchEulerDiscreteScheduler(shift=3.0), (one, words, two, more, three)
+    return StableDiffusion3Pipeline(transformer, scheduler, vae, *texts, pieces)
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #1b4ca6c5
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #5dacaaad
 def tiny_flux(guidance_embeds: bool = True): # FLUX.1: dev; False: schnell
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     (clip, words), (t5, pieces) = tiny_clip(False), tiny_t5()
@@ -222,7 +223,7 @@ def tiny_flux(guidance_embeds: bool = True): # FLUX.1: dev; False: schnell
     pipe.default_sample_size = 8 # 64 pixels; the pipeline of a real model has 128
     return pipe
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #eb28d518
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #ed9d6093
 def tiny_pipeline(
     kind: str, # of `FAMILIES`, such as FluxPipeline
     seed: int = 0, # of the weights

@@ -207,5 +207,5 @@ def check_targets(network: nn.Module, targets: tuple[str, ...]): # ends of names
 def check_random(policy: Policy):
     "Raises `ValueError` where no step of its schedule has a density."
     if len(policy.schedule.random_steps): return
-    raise ValueError("no step of the sampler is random, so there is nothing to learn from: eta must "
-                     "be above 0, and there must be more steps")
+    raise ValueError("no step of the sampler is random, so there is nothing to learn from: eta "
+                     "must be above 0, and there must be more steps")

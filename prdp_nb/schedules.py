@@ -110,10 +110,9 @@ def diffusion_tables(
     eta: float = 1.0, # η: 1 is DDPM and the paper, 0 is DDIM
 ) -> Schedule: # in float64
     "The steps of a diffusion model, from its noise levels (eqs. 1-4)."
-    signal, noise = now.sqrt(), (1 - now).sqrt()
-    weights = diffusion_weights(signal, noise, velocity)
-    tables = step_tables(signal, noise, after.sqrt(), (1 - after).sqrt(), weights, eta)
-    return Schedule(timesteps, *tables)
+    path = now.sqrt(), (1 - now).sqrt(), after.sqrt(), (1 - after).sqrt()
+    weights = diffusion_weights(*path[:2], velocity)
+    return Schedule(timesteps, *step_tables(*path, weights, eta))
 
 # %% ../nbs/01_schedules.ipynb #0d765b4c
 def flow_tables(
@@ -124,10 +123,9 @@ def flow_tables(
 ) -> Schedule: # in float64
     "The steps of a rectified flow, x = (1 - σ)·x_0 + σ·ε with output ε - x_0."
     now, after = levels[:-1], levels[1:]
-    path = 1 - now, now, 1 - after, after
+    path, clean = (1 - now, now, 1 - after, after), (torch.ones_like(now), -now)
     etas = torch.where(step_std(*path, eta) < least_std, 0.0, eta).to(levels)
-    tables = step_tables(*path, (torch.ones_like(now), -now), etas)
-    return Schedule(now*num_train_timesteps, *tables)
+    return Schedule(now*num_train_timesteps, *step_tables(*path, clean, etas))
 
 # %% ../nbs/01_schedules.ipynb #16330ac2
 def per_latent(

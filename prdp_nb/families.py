@@ -6,7 +6,7 @@
 __all__ = ['LEAST_STD', 'FLOW_ETA', 'StableDiffusionXL', 'noise_levels', 'StableDiffusion3', 'Flux', 'tiny_clip', 'tiny_t5',
            'tiny_vae', 'tiny_xl', 'tiny_sd3', 'tiny_flux', 'tiny_pipeline']
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #62613ea7
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #c2787a87
 import copy
 import numpy as np, torch
 from torch import Tensor
@@ -16,13 +16,13 @@ from .policies import Condition
 from .rewards import lookup
 from .schedules import Schedule, flow_schedule
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #c1bb87c3
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #6542ac71
 LEAST_STD = 0.05 # of a step of a flow; sharper steps are deterministic, and no cells
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #56704b41
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #23330c8c
 FLOW_ETA = 0.7 # η of a flow where none is given
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #97ac23a3
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #ee0c0764
 class StableDiffusionXL(StableDiffusion):
     "Two encoders; pooled embeddings and sizes beside the embeddings of tokens."
     encoders = ("text_encoder", "text_encoder_2")
@@ -52,7 +52,7 @@ class StableDiffusionXL(StableDiffusion):
         tokens = added.pop("encoder_hidden_states")
         return network(latents, timesteps, tokens, added_cond_kwargs=added, return_dict=False)[0]
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #d2a54d67
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #02408a8f
 def noise_levels(
     scheduler, # a pipeline's `FlowMatchEulerDiscreteScheduler`
     tokens: int, # of an image: some pipelines shift their levels by it
@@ -71,7 +71,7 @@ def noise_levels(
     scheduler.set_timesteps(**asked)
     return scheduler.sigmas
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #4731cb6b
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #88511c9f
 class StableDiffusion3(StableDiffusion):
     "A flow: Stable Diffusion 3 and 3.5, with three encoders."
     network, eta = "transformer", FLOW_ETA
@@ -106,7 +106,7 @@ class StableDiffusion3(StableDiffusion):
         scaled = latents.to(vae.device, vae.dtype)/c.scaling_factor + c.shift_factor
         return vae.decode(scaled, return_dict=False)[0]
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #ab22def9
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #72fdc96e
 class Flux(StableDiffusion3):
     "A flow on tokens of 2×2 latents, told its guidance (dev), or distilled to need none (schnell)."
     encoders = ("text_encoder", "text_encoder_2")
@@ -147,7 +147,7 @@ class Flux(StableDiffusion3):
 
     def reader(self, pipe) -> tuple: return pipe.tokenizer_2, 512 # tokens that the pipeline reads
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #2560f1f2
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #3d693ce7
 def tiny_clip(projection: bool): # with a projection, as in SDXL and SD 3
     "A CLIP text encoder and its tokenizer."
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -159,7 +159,7 @@ def tiny_clip(projection: bool): # with a projection, as in SDXL and SD 3
                             max_position_embeddings=words.model_max_length, **ids)
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config), words
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #7e295c1d
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #e02c1500
 def tiny_t5(): # an encoder and its tokenizer
     "T5 as in SD 3 and FLUX; it reads whole words of a short list, and letters."
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
@@ -172,14 +172,14 @@ def tiny_t5(): # an encoder and its tokenizer
                       num_heads=2)
     return T5EncoderModel(config), tokenizer
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #d90bd42d
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #939aea5b
 def tiny_vae(channels: int, **config): # latent channels; what else differs
     from diffusers import AutoencoderKL
     blocks = dict(down_block_types=["DownEncoderBlock2D"]*4, up_block_types=["UpDecoderBlock2D"]*4)
     return AutoencoderKL(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, sample_size=64,
                          latent_channels=channels, **blocks, **config)
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #df05e909
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #5db625b7
 def tiny_xl(): # SDXL
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     (clip, words), (bigger, more) = tiny_clip(False), tiny_clip(True)
@@ -194,21 +194,21 @@ def tiny_xl(): # SDXL
     vae = tiny_vae(4, scaling_factor=0.13025)
     return StableDiffusionXLPipeline(vae, clip, bigger, words, more, unet, scheduler)
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #5211dac2
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #982469f8
 def tiny_sd3(): # Stable Diffusion 3.5
     from diffusers import (FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel,
                            StableDiffusion3Pipeline)
     (one, words), (two, more), (three, pieces) = tiny_clip(True), tiny_clip(True), tiny_t5()
     transformer = SD3Transformer2DModel(
-        sample_size=8, num_layers=2, attention_head_dim=8, num_attention_heads=4, qk_norm="rms_norm",
+        sample_size=8, num_layers=2, attention_head_dim=8, num_attention_heads=4,
         joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=64,
-        pos_embed_max_size=8, dual_attention_layers=(0,))
+        pos_embed_max_size=8, dual_attention_layers=(0,), qk_norm="rms_norm")
     vae = tiny_vae(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False,
                    use_post_quant_conv=False)
     scheduler, texts = FlowMatchEulerDiscreteScheduler(shift=3.0), (one, words, two, more, three)
     return StableDiffusion3Pipeline(transformer, scheduler, vae, *texts, pieces)
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #5dacaaad
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #09bf16d2
 def tiny_flux(guidance_embeds: bool = True): # FLUX.1: dev; False: schnell
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     (clip, words), (t5, pieces) = tiny_clip(False), tiny_t5()
@@ -223,7 +223,7 @@ def tiny_flux(guidance_embeds: bool = True): # FLUX.1: dev; False: schnell
     pipe.default_sample_size = 8 # 64 pixels; the pipeline of a real model has 128
     return pipe
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #ed9d6093
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #d129f583
 def tiny_pipeline(
     kind: str, # of `FAMILIES`, such as FluxPipeline
     seed: int = 0, # of the weights

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT/"CONTRIBUTING.md"
 BEGIN, END = "<!-- the map of the house, by tools/house.py -->", "<!-- end of the map -->"
 PARTS = {"0": "I the method", "1": "II the parts", "2": "III the program", "3": "IV evidence",
-         "9": "appendix"}
+         "5": "V scale", "9": "appendix"}
 
 
 def chapters() -> dict[str, str]: # module -> number of its notebook

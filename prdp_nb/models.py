@@ -72,7 +72,8 @@ FAMILIES = { # class of the pipeline -> "module:class" of what knows how its par
     "StableDiffusionPipeline": "prdp_nb.models:StableDiffusion",
     "StableDiffusionXLPipeline": "prdp_nb.families:StableDiffusionXL",
     "StableDiffusion3Pipeline": "prdp_nb.families:StableDiffusion3",
-    "FluxPipeline": "prdp_nb.families:Flux"}
+    "FluxPipeline": "prdp_nb.families:Flux",
+    "SanaPipeline": "prdp_nb.families:Sana"}
 
 def family_of(pipe): # a diffusers pipeline -> an instance of its entry of `FAMILIES`
     "How a pipeline's parts are called. Raises `ValueError` for a class that is not supported."

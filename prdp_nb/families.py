@@ -6,7 +6,7 @@
 __all__ = ['LEAST_STD', 'FLOW_ETA', 'WORDS', 'StableDiffusionXL', 'noise_levels', 'StableDiffusion3', 'Flux', 'Sana', 'tiny_clip',
            'tiny_t5', 'tiny_vae', 'tiny_xl', 'tiny_sd3', 'tiny_flux', 'tiny_gemma', 'tiny_sana', 'tiny_pipeline']
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #4324ad11
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #75d8054a
 import copy, inspect
 import numpy as np, torch
 from torch import Tensor
@@ -16,13 +16,13 @@ from .policies import Condition
 from .rewards import lookup
 from .schedules import Schedule, flow_schedule
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #4e976371
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #e2134865
 LEAST_STD = 0.05 # of a step of a flow; sharper steps are deterministic, and no cells
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #5739d955
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #f763484e
 FLOW_ETA = 0.7 # η of a flow where none is given
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #71d5a296
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #ecb3fddf
 class StableDiffusionXL(StableDiffusion):
     "Two encoders; pooled embeddings and sizes beside the embeddings of tokens."
     encoders = ("text_encoder", "text_encoder_2")
@@ -52,7 +52,7 @@ class StableDiffusionXL(StableDiffusion):
         tokens = added.pop("encoder_hidden_states")
         return network(latents, timesteps, tokens, added_cond_kwargs=added, return_dict=False)[0]
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #a053249c
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #057d4969
 def noise_levels(
     scheduler, # a pipeline's `FlowMatchEulerDiscreteScheduler`
     tokens: int, # of an image: some pipelines shift their levels by it
@@ -71,7 +71,7 @@ def noise_levels(
     scheduler.set_timesteps(**asked)
     return scheduler.sigmas
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #b5e776f8
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #f00f6ef6
 class StableDiffusion3(StableDiffusion):
     "A flow: Stable Diffusion 3 and 3.5, with three encoders."
     network, eta = "transformer", FLOW_ETA
@@ -106,7 +106,7 @@ class StableDiffusion3(StableDiffusion):
         scaled = latents.to(vae.device, vae.dtype)/c.scaling_factor + c.shift_factor
         return vae.decode(scaled, return_dict=False)[0]
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #c032d96f
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #8cbc5937
 class Flux(StableDiffusion3):
     "A flow on tokens of 2×2 latents, told its guidance (dev), or distilled to need none (schnell)."
     encoders = ("text_encoder", "text_encoder_2")
@@ -147,7 +147,7 @@ class Flux(StableDiffusion3):
 
     def reader(self, pipe) -> tuple: return pipe.tokenizer_2, 512 # tokens that the pipeline reads
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #937b949c
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #99de0b6e
 class Sana(StableDiffusion3):
     "A flow on small latents, with prompts read by a language model: SANA."
     encoders = ("text_encoder",)
@@ -173,7 +173,7 @@ class Sana(StableDiffusion3):
     def pixels(self, pipe, latents: Tensor) -> Tensor: # x_0 -> about [-1, 1], in the VAE's dtype
         return StableDiffusion.pixels(self, pipe, latents)
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #23dda282
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #1e11d854
 def tiny_clip(projection: bool): # with a projection, as in SDXL and SD 3
     "A CLIP text encoder and its tokenizer."
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -185,10 +185,10 @@ def tiny_clip(projection: bool): # with a projection, as in SDXL and SD 3
                             max_position_embeddings=words.model_max_length, **ids)
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config), words
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #212edb2e
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #8c81d0bf
 WORDS = "a an of the painting photo pixel art fox duck cow bee cat dog".split()
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #fec40b85
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #21c5122d
 def tiny_t5(): # an encoder and its tokenizer
     "T5 as in SD 3 and FLUX; it reads the `WORDS` whole, and letters."
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
@@ -200,7 +200,7 @@ def tiny_t5(): # an encoder and its tokenizer
                       num_heads=2)
     return T5EncoderModel(config), tokenizer
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #fd38ed59
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #7728455d
 def tiny_vae(channels: int, **config): # latent channels; what else differs
     from diffusers import AutoencoderKL
     blocks = dict(down_block_types=["DownEncoderBlock2D"]*4, up_block_types=["UpDecoderBlock2D"]*4)
@@ -208,7 +208,7 @@ def tiny_vae(channels: int, **config): # latent channels; what else differs
     return AutoencoderKL(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, sample_size=64,
                          latent_channels=channels, **blocks, **quant, **config)
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #92541384
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #b55beb53
 def tiny_xl(): # SDXL
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     (clip, words), (bigger, more) = tiny_clip(False), tiny_clip(True)
@@ -223,7 +223,7 @@ def tiny_xl(): # SDXL
     vae = tiny_vae(4, scaling_factor=0.13025)
     return StableDiffusionXLPipeline(vae, clip, bigger, words, more, unet, scheduler)
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #6544e0fb
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #12ab7e64
 def tiny_sd3(): # Stable Diffusion 3.5
     from diffusers import (FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel,
                            StableDiffusion3Pipeline)
@@ -236,7 +236,7 @@ def tiny_sd3(): # Stable Diffusion 3.5
     scheduler, texts = FlowMatchEulerDiscreteScheduler(shift=3.0), (one, words, two, more, three)
     return StableDiffusion3Pipeline(transformer, scheduler, vae, *texts, pieces)
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #9ba569b4
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #4f7a727a
 def tiny_flux(guidance_embeds: bool = True): # FLUX.1: dev; False: schnell
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     (clip, words), (t5, pieces) = tiny_clip(False), tiny_t5()
@@ -250,7 +250,7 @@ def tiny_flux(guidance_embeds: bool = True): # FLUX.1: dev; False: schnell
     pipe.default_sample_size = 8 # 64 pixels; the pipeline of a real model has 128
     return pipe
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #02efa22d
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #55a55768
 def tiny_gemma(): # a language model and its tokenizer
     from transformers import Gemma2Config, Gemma2Model
     pieces = tiny_t5()[1]
@@ -260,7 +260,7 @@ def tiny_gemma(): # a language model and its tokenizer
                           max_position_embeddings=4096)
     return Gemma2Model(config), pieces
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #72f92d2e
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #83bbffa8
 def tiny_sana():
     from diffusers import (AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline,
                            SanaTransformer2DModel)
@@ -275,7 +275,7 @@ def tiny_sana():
     vae = AutoencoderDC(latent_channels=4, attention_head_dim=2, scaling_factor=0.41407, **sides)
     return SanaPipeline(pieces, gemma, vae, transformer, FlowMatchEulerDiscreteScheduler(shift=3.0))
 
-# %% ../nbs/52_sdxl_sd3_flux.ipynb #5897f3c3
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #fa8c4853
 def tiny_pipeline(
     kind: str, # of `FAMILIES`, such as FluxPipeline
     seed: int = 0, # of the weights

@@ -11,41 +11,17 @@ import argparse, gc, platform, statistics, sys, time
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from diffusers.image_processor import VaeImageProcessor
 from torch.utils.flop_counter import FlopCounterMode
 from prdp_nb.gradients import backward_log_probs
 from prdp_nb.finetuning import make_policy
-from prdp_nb.loading import quiet_loading
 from prdp_nb.models import computing_in, decode_latents, encode_prompts
 from prdp_nb.policies import trainable_parameters
 from prdp_nb.trajectories import sample_rollout, score
+from true_sizes import SD14, TINY, TOKENS, make_pipeline, make_unet
 
-STEPS, TOKENS = 50, 77
-CROSS, PLAIN = ["CrossAttnDownBlock2D"]*3, ["DownBlock2D"]
-SD14 = dict(unet=dict(sample_size=64, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2, cross_attention_dim=768, attention_head_dim=8, norm_num_groups=32),
-            vae=dict(sample_size=512, block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32))
-TINY = dict(unet=SD14["unet"] | dict(sample_size=8, block_out_channels=(8, 16, 16, 16), layers_per_block=1, cross_attention_dim=32, attention_head_dim=2, norm_num_groups=4),
-            vae=SD14["vae"] | dict(sample_size=64, block_out_channels=(4, 8, 8, 8), layers_per_block=1, norm_num_groups=4))
-
-def make_unet(size: dict) -> UNet2DConditionModel: # on torch's default device
-    down = CROSS + PLAIN
-    return UNet2DConditionModel(in_channels=4, out_channels=4, down_block_types=down, up_block_types=[name.replace("Down", "Up") for name in down[::-1]], **size["unet"])
-
-def tokenize(prompts: list[str], **options): return SimpleNamespace(input_ids=torch.zeros(len(prompts), TOKENS, dtype=torch.long))
-tokenize.model_max_length = TOKENS
-
-def make_pipeline(size: dict, dtype: torch.dtype, device: str) -> SimpleNamespace: # as much of a pipeline as training touches; random weights
-    torch.manual_seed(0)
-    with torch.device(device), quiet_loading():
-        vae = AutoencoderKL(latent_channels=4, down_block_types=["DownEncoderBlock2D"]*4, up_block_types=["UpDecoderBlock2D"]*4, scaling_factor=0.18215, **size["vae"])
-        unet, vae = make_unet(size).to(dtype), vae.to(dtype)
-        words = torch.nn.Embedding(1, size["unet"]["cross_attention_dim"]) # stands for a text encoder: any prompt becomes the same random embeddings
-    def encode_prompt(prompts: list[str], device, *given): return words(torch.zeros(len(prompts), TOKENS, dtype=torch.long, device=device)), None
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False, set_alpha_to_one=False)
-    return SimpleNamespace(unet=unet, vae=vae, tokenizer=tokenize, text_encoder=words, encode_prompt=encode_prompt, scheduler=scheduler, image_processor=VaeImageProcessor(vae_scale_factor=8))
+STEPS = 50
+KIND = "StableDiffusionPipeline"
 
 def count(size: dict) -> tuple[int, float]: # parameters of the UNet; 10^12 floating-point operations on one sample, from the shapes alone
     with torch.device("meta"):
@@ -75,9 +51,8 @@ def peak_memory(work, device: str) -> float: # GB of 10^9 bytes; not a number wh
 
 class Epoch:
     "A policy and an epoch's record of some pictures and few steps: time is linear in both."
-    def __init__(self, size: dict, adapter: str, options):
-        self.options, self.device = options, options.device
-        self.pipe = make_pipeline(size, torch.float32 if adapter == "full" else getattr(torch, options.dtype), options.device)
+    def __init__(self, pipe, adapter: str, options):
+        self.options, self.device, self.pipe = options, options.device, pipe
         self.policy = make_policy(self.pipe, options.steps, 5.0, adapter, dtype=getattr(torch, options.dtype), gradient_checkpointing=options.gradient_checkpointing)
         self.optimizer = torch.optim.AdamW(trainable_parameters(self.policy), 1e-5)
         self.asked = (["a prompt"], encode_prompts(self.pipe, ["a prompt"], warn=False), torch.arange(options.pictures)[None])
@@ -132,7 +107,8 @@ COLUMNS = dict(adapter="adapter", chunk="chunk", sampling="sampling", reference=
 
 def rows(size: dict, options):
     for adapter in ("lora", "full"):
-        epoch = Epoch(size, adapter, options)
+        held = torch.float32 if adapter == "full" else getattr(torch, options.dtype)
+        epoch = Epoch(make_pipeline(KIND, held, options.device, size), adapter, options)
         common = sampling_row(epoch, options)
         for chunk in options.chunks:
             try: row = common | learning_row(epoch, chunk, options)

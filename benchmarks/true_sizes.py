@@ -67,7 +67,7 @@ def filled(module: nn.Module, dtype: torch.dtype, device: str) -> nn.Module: # f
         else: tensor.fill_(0 if name.endswith("bias") else 1)
     return module.eval()
 
-def random_rows(prompts: list[str], *shape: int) -> torch.Tensor: # (N, *shape), of each prompt its own
+def random_rows(prompts: list[str], *shape: int) -> torch.Tensor: # (N, *shape), by the prompt
     seeds = [zlib.crc32(prompt.encode()) for prompt in prompts]
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed))
                         for seed in seeds])

@@ -1,7 +1,7 @@
 """What only a GPU can tell, in one run of at most eight minutes.
 
-    python benchmarks/gpu_check.py --peak-tflops 989     # on a GPU: writes results/gpu_check.json
-    python benchmarks/gpu_check.py --tiny --output FILE  # the same code on small networks, anywhere
+    python benchmarks/gpu_check.py --peak-tflops 989 # on a GPU: benchmarks/results/gpu_check.json
+    python benchmarks/gpu_check.py --tiny            # the same code on small networks, anywhere
 
 First two epochs of the embedded model, on the GPU and on the CPU. Then SD 1.4, SDXL and SD 3.5
 medium at true size with random weights, in bfloat16, with a LoRA and gradient checkpointing: the
@@ -229,8 +229,13 @@ def parse(arguments=None):
     parser.add_argument("--seconds", type=float, default=480, help="no part begins that would "
                         "end later, as far as can be told")
     parser.add_argument("--peak-tflops", type=float, help="of the GPU in bfloat16, for the MFU")
-    parser.add_argument("--output", type=Path, default=RESULTS/"gpu_check.json")
-    return parser.parse_args(arguments)
+    parser.add_argument("--output", type=Path, help="the JSON file; where not given, "
+                        "gpu_check.json in benchmarks/results, or with --tiny where temporary "
+                        "files go")
+    options = parser.parse_args(arguments)
+    place = Path(tempfile.gettempdir()) if options.tiny else RESULTS
+    options.output = options.output or place/"gpu_check.json"
+    return options
 
 def main(arguments=None):
     options = parse(arguments)

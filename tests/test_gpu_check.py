@@ -116,6 +116,11 @@ def test_a_cpu_is_refused(tmp_path):
         gpu_check.main(["--device", "cpu", "--output", str(tmp_path/"none.json")])
     assert not list(tmp_path.iterdir())
 
+def test_a_tiny_run_keeps_off_the_results(tmp_path):
+    assert gpu_check.parse([]).output == table.RESULTS/"gpu_check.json"
+    assert table.RESULTS not in gpu_check.parse(["--tiny"]).output.parents
+    assert gpu_check.parse(["--output", str(tmp_path/"a.json")]).output == tmp_path/"a.json"
+
 def test_the_page_shows_what_a_gpu_found(found, tmp_path):
     assert "not run on a GPU yet" in table.page(tmp_path)
     (tmp_path/"gpu_check.json").write_text(json.dumps(found))

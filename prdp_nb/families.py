@@ -261,7 +261,7 @@ def tiny_gemma(): # a language model and its tokenizer
     return Gemma2Model(config), pieces
 
 # %% ../nbs/52_sdxl_sd3_flux.ipynb #83bbffa8
-def tiny_sana():
+def tiny_sana(): # SANA
     from diffusers import (AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline,
                            SanaTransformer2DModel)
     gemma, pieces = tiny_gemma()

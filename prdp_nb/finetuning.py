@@ -66,7 +66,7 @@ class WithoutAdapter(nn.Module):
     @property
     def dtype(self) -> torch.dtype: return self.denoiser.dtype # of the activations
     @property
-    def latent_shape(self) -> tuple[int, ...]: return self.denoiser.latent_shape
+    def latent_shape(self) -> tuple[int, ...]: return self.denoiser.latent_shape # of one
 
     def forward(self, *given): # as of `Denoiser`
         with adapters_off(self.denoiser.model): return self.denoiser(*given)

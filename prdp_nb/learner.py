@@ -140,8 +140,10 @@ def check_scores_of(
     run: Path, # a run folder
 ):
     """Raises `ValueError` where a scorer no longer says of a run's first images what it said when
-    the run began."""
+    the run began, and where the record of that is damaged."""
     first = load_evaluation(run/FIRST_FILE)
+    if first is None:
+        raise ValueError(f"{run/FIRST_FILE} is damaged: delete it, and the base is measured anew")
     for name in [name for name in scorers if name in first.scores]:
         then = first.scores[name]
         said = [compute_rewards(scorers[name], first.images, first.prompts) for _ in range(3)]

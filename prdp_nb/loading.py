@@ -47,7 +47,7 @@ def load_network(
     name: str, # a folder, or `owner/name` on the hub
     part: str, # of the pipeline: its folder there
     **options, # dtype, variant
-) -> nn.Module:
+) -> nn.Module: # in eval mode
     "A network of a saved pipeline, whole. Raises `ValueError` where its file does not fit it."
     if kind.__module__.startswith("transformers"): options["ignore_mismatched_sizes"] = True
     options |= dict(subfolder=part, use_safetensors=True, output_loading_info=True)

@@ -44,6 +44,8 @@ class StableDiffusion:
     def unconditional(self, pipe) -> Condition: return self.encode(pipe, [""]) # one row
     def output(self, network: nn.Module, latents: Tensor, timesteps: Tensor, condition: Condition,
                guidance: float | None) -> Tensor: # like the latents
+        """The answer of the `network` for `latents` (M, C, H, W) at `timesteps` (M,) under a
+        `condition` of M rows; `guidance` where it is told one."""
         return network(latents, timesteps, **condition, return_dict=False)[0]
 
     def channels(self, pipe) -> int: # that the network must read
@@ -53,11 +55,11 @@ class StableDiffusion:
         size = pipe.unet.config.sample_size
         return (self.channels(pipe), *([size]*2 if isinstance(size, int) else size))
 
-    def schedule(self, pipe, num_inference_steps: int, eta: float) -> Schedule:
+    def schedule(self, pipe, num_inference_steps: int, eta: float) -> Schedule: # of T steps
         return diffusion_schedule(pipe.scheduler, num_inference_steps, eta, device=pipe.unet.device)
 
-    def guidance(self, pipe, scale: float) -> tuple[float, float | None]:
-        return scale, None # of two calls; what the network is told, where it is told
+    def guidance(self, pipe, scale: float) -> tuple[float, float | None]: # of two calls; told
+        return scale, None
 
     def reader(self, pipe) -> tuple: # the tokenizer whose limit counts, and that limit
         return pipe.tokenizer, pipe.tokenizer.model_max_length
@@ -178,7 +180,7 @@ class Denoiser(nn.Module):
 
 # %% ../nbs/13_models.ipynb #3ecefebb
 def denoiser_of(pipe, dtype: torch.dtype | None = None, guidance: float | None = None) -> Denoiser:
-    "A pipeline's network; `dtype` and `guidance` as there."
+    "The network of `pipe`; `dtype` and `guidance` as there."
     return Denoiser(network_of(pipe), family_of(pipe), latent_shape(pipe), dtype, guidance)
 
 # %% ../nbs/13_models.ipynb #edf33712
@@ -222,7 +224,7 @@ def sample_latents(
 ) -> Tensor: # (M, ...) x_0
     """Sample as training does, and keep the clean latents. Raises `FloatingPointError` where one is
     not finite, `ValueError` for a seed as `noise_generator`."""
-    noise = batch_noise(policy, torch.tensor(seeds))
+    noise = batch_noise(policy, seeds)
     latents, _ = sample_trajectories(policy, noise, condition)
     check_finite(policy, latents, prompts)
     return latents[:, -1]

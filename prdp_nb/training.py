@@ -69,7 +69,8 @@ class Trainer:
         resume: bool = False, # go on with the run in `output_dir`
     ):
         reward = config.reward if reward is None else reward
-        self.config = c = replace(config, reward=written(reward))
+        self.config, own = replace(config, reward=written(reward)), as_reward(reward)
+        c = self.config
         self.ranks, self.resuming, self.folder = join_ranks(), resume, Path(c.output_dir)
         self.progress, self.noise_floor = Progress(), None # of log-probs, once it is measured
         self.first = self.before = None # scores of the first images, of the base; once measured
@@ -78,7 +79,7 @@ class Trainer:
         prompts = training_prompts(c)
         self.accelerator = make_accelerator(c)
         device = usable_device(c.device or self.accelerator.device)
-        self.table = BeforeAfter(c, as_reward(reward), prompts, self.ranks, device)
+        self.table = BeforeAfter(c, own, prompts, self.ranks, device)
         self.learner = Learner(c, self.ranks, device)
         self.collector = Collector(c, self.learner, self.table.reward, prompts)
 

@@ -133,11 +133,11 @@ def score_reference(
 # %% ../nbs/03_trajectories.ipynb #9effb1e3
 def batch_noise(
     policy: Policy,
-    seeds: Tensor, # (M,) integers
+    seeds: Sequence[int] | Tensor, # (M,) integers
 ) -> Tensor: # (M, T+1, *shape) on the policy's device
     "The noise of a batch of images."
     shape, num_inference_steps = policy.latent_shape, policy.schedule.num_inference_steps
-    noise = [image_noise(seed, shape, num_inference_steps) for seed in seeds.tolist()]
+    noise = [image_noise(seed, shape, num_inference_steps) for seed in map(int, seeds)]
     return torch.stack(noise).to(policy.schedule.std.device)
 
 # %% ../nbs/03_trajectories.ipynb #df1ecdf4

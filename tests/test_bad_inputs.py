@@ -379,7 +379,7 @@ LINES = [ # what is typed after prdp_, what the error must say
      "pytorch_lora_weights.safetensors or model_index.json"),
     ("evaluate {here}/torn_final",
      "pytorch_lora_weights.safetensors in '{here}/torn_final/final' does not fit the model "
-     "'emoji', or is torn (OSError: "),
+     "'emoji', or is torn (SafetensorError: "),
     ("evaluate {here}/other_final",
      "in '{here}/other_final/final' does not fit the model 'emoji', or is torn (RuntimeError: "
      "Error(s) in loading state_dict"),

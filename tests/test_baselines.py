@@ -46,7 +46,7 @@ def test_offline_scores_the_pictures_of_the_reference(tiny, monkeypatch):
     base, sample = tiny(), trainer.collector.sample
     monkeypatch.setattr(trainer.collector, "sample", lambda prompts, epoch, *rest, **more: seen.append((prompts, epoch, sample(prompts, epoch, *rest, **more))) or seen[-1][2])
     metrics = read_metrics(trainer.train())
-    (_, _, first), (prompts, epoch, second) = seen
+    _, (_, _, first), (prompts, epoch, second) = seen # the first are those of the check
     torch.testing.assert_close(second.latents, base.collector.sample(prompts, epoch).latents)
     assert torch.equal(first.log_probs, first.log_probs_ref) and not torch.equal(second.log_probs, second.log_probs_ref)
     assert metrics["kl"][0] == 0 and metrics["reward_queries"].tolist() == [4, 8] and (metrics["clip_fraction"] < 1).all()

@@ -166,6 +166,7 @@ OneKey.add_constructor("tag:yaml.org,2002:map", unique_mapping)
 
 def as_read(value, example):
     "A value of YAML as the type of a field."
+    if example is None and str(value).lower() in ("none", "null"): return None # text that says so
     if isinstance(example, tuple): return tuple([value] if isinstance(value, str) else value)
     if isinstance(example, bool): return {"true": True, "false": False}[str(value).lower()]
     if isinstance(example, (int, float)): return type(example)(value)

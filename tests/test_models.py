@@ -373,7 +373,7 @@ def test_a_run_with_an_average_resumes_to_the_same_bits(tiny, tmp_path, adapter)
     calls = []
     def breaks(images, prompts):
         calls.append(len(images))
-        if len(calls) > 4: raise RuntimeError("the service is down")
+        if len(calls) > 5: raise RuntimeError("the service is down")
         return contrast(images, prompts)
     breaks.__name__ = "contrast"
     with pytest.raises(RewardError):

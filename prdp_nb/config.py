@@ -56,9 +56,10 @@ def cast(
     "Read a value as a field's type. Raises `ValueError` where it cannot be read as such."
     optional = type(None) in get_args(hint)
     kind = get_args(hint)[0] if optional else hint
-    nothing = value is None or kind is str and str(value).lower() in ("none", "null")
+    many = kind == tuple[str, ...] # for which "none" is no name
+    nothing = value is None or not many and str(value).lower() in ("none", "null")
     if optional and nothing: return None
-    if kind == tuple[str, ...]: return cast_names(name, value)
+    if many: return cast_names(name, value)
     if kind is bool: return cast_bool(name, value)
     try: result = kind(value)
     except (TypeError, ValueError, OverflowError): result = None

@@ -94,8 +94,8 @@ BASE_FILE = "checkpoints/base.safetensors" # in a run folder: `weight_samples` o
 
 def weight_samples(pipe) -> dict[str, Tensor]: # "unet 0", … -> up to 16 numbers, on the CPU
     "A few weights of each tensor of a model, its adapter apart: they tell one model from another."
-    found = {}
-    for part in ("unet", "vae", "text_encoder"):
+    found, family = {}, family_of(pipe)
+    for part in (family.network, "vae", *family.encoders):
         named = getattr(pipe, part).named_parameters()
         for i, p in enumerate(p for name, p in named if "lora_" not in name):
             few = p.detach().flatten()[::max(1, p.numel()//16)][:16]

@@ -471,7 +471,7 @@ def test_a_hub_that_hands_nothing_out(what, monkeypatch):
     assert "\n" not in said
 
 
-KINDS = ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"]
+KINDS = ["KandinskyPipeline", "PixArtAlphaPipeline", "StableDiffusionInpaintPipeline"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

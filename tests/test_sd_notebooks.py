@@ -11,7 +11,7 @@ from hub import files_of, hub_on_this_machine
 from test_clip_rewards import write_clip
 from tiny_sd import write_tiny_pipeline
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parents[1]/"nbs").glob("5*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[1]/"nbs").glob("5[01]_sd14_*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 def sources(notebook, kind): return [cell.source for cell in notebook.cells if cell.cell_type == kind]

@@ -315,7 +315,7 @@ def check_random(policy: Policy):
     if len(schedule.random_steps) == 0:
         raise ValueError(f"all {schedule.num_inference_steps} steps of the policy are deterministic"
                          " (s = 0), so nothing has a log-probability: make its schedule with eta "
-                         "above 0, such as 1")
+                         "above 0, such as 1, or with more steps")
 
 # %% ../nbs/07_algorithm.ipynb #b0d983cc
 def trace(error: FloatingPointError, policy, rollout, weights, chunk_size, processes):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'SAID', 'BUGS', 'MACHINE', 'add_flag', 'Parser', 'add_sources', 'config_parser', 'read_flags', 'read_config',
-           'says_why', 'one_line', 'is_elsewhere', 'run_command', 'make_trainer', 'train_command', 'check_output',
+           'says_why', 'error_line', 'is_elsewhere', 'run_command', 'make_trainer', 'train_command', 'check_output',
            'add_places', 'sample_parser', 'write_sample', 'sample_command', 'evaluate_parser', 'write_evaluation',
            'evaluate_command']
 
@@ -95,7 +95,7 @@ def says_why(error: Exception) -> bool: # its message is for the user, its trace
             or type(error) is Exception # as tokenizers raises it
             or type(error) is RuntimeError and bool(MACHINE.search(str(error)))) # as torch does
 
-def one_line(error: Exception) -> str: # what it says; where that is our own text, no more
+def error_line(error: Exception) -> str: # what it says; where that is our own text, no more
     text = " ".join(str(error).split())
     own = isinstance(error, SAID) or type(error).__module__.startswith("prdp_nb.")
     return text if text and own else f"{type(error).__name__}: {text}"
@@ -117,7 +117,7 @@ def run_command(
     except Exception as error:
         if is_elsewhere(error): return 1
         if not says_why(error): raise
-        print(f"{name}: error: {one_line(error)}", file=sys.stderr)
+        print(f"{name}: error: {error_line(error)}", file=sys.stderr)
         return 1
     return 0
 

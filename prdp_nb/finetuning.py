@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'LORA_FILE', 'add_lora', 'adapters_off', 'WithoutAdapter', 'make_policy', 'trains_adapter',
            'PipelineWorld', 'adapter_weights', 'save_finetuned', 'load_finetuned', 'put_lora', 'check_trainable',
-           'check_targets', 'check_random']
+           'check_targets']
 
 # %% ../nbs/18_finetuning.ipynb #26c4fa84
 import copy
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from .algorithm import check_random
 from .loading import quiet_loading
 from .models import (
     Denoiser, decode_latents, encode_prompts, family_of, load_pipeline, network_of,
@@ -202,10 +203,3 @@ def check_targets(network: nn.Module, targets: tuple[str, ...]): # ends of names
     if unknown or not targets:
         raise ValueError("lora_targets must name layers of the network, such as "
                          f"{', '.join(LORA_TARGETS)}, not {', '.join(unknown) or 'nothing'}")
-
-# %% ../nbs/18_finetuning.ipynb #dcff7379
-def check_random(policy: Policy):
-    "Raises `ValueError` where no step of its schedule has a density."
-    if len(policy.schedule.random_steps): return
-    raise ValueError("no step of the sampler is random, so there is nothing to learn from: eta "
-                     "must be above 0, and there must be more steps")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['collect_and_update', 'training_prompts', 'Trainer', 'warn_of_equal_rewards', 'describe_epoch', 'check_noise',
-           'check_same', 'note_first', 'check_run', 'find_start', 'open_folder', 'begin', 'restore', 'record',
+           'check_unchanged', 'note_first', 'check_run', 'find_start', 'open_folder', 'begin', 'restore', 'record',
            'run_epoch', 'run_epochs', 'draw_run', 'finish', 'train_from', 'expected_seconds', 'save_rest', 'end_early',
            'rescue', 'resumed_task']
 
@@ -151,7 +151,7 @@ def check_noise(
         check_noise_floor(trainer.noise_floor, c.clip_range)
 
 # %% ../nbs/24_training.ipynb #088f8f9f
-def check_same(trainer: Trainer, scorers: dict): # name -> reward
+def check_unchanged(trainer: Trainer, scorers: dict): # name -> reward
     "Raises `ValueError` where a run goes on with another model or scorer."
     check_base(trainer.config.model, trainer.learner.base, trainer.folder)
     recorded = (trainer.folder/FIRST_FILE).exists()
@@ -167,14 +167,14 @@ def note_first(trainer: Trainer, scorers: dict, rollout: Rollout): # of one prom
 
 # %% ../nbs/24_training.ipynb #de88c8e6
 def check_run(trainer: Trainer):
-    "Try the scorers; nothing is written yet. Raises `RewardError`, and as `check_same`."
+    "Try the scorers; nothing is written yet. Raises `RewardError`, and as `check_unchanged`."
     pipe, table, prompts = trainer.learner.pipe, trainer.table, trainer.collector.prompts
     scorers = {name: scorer for name, scorer in table.scorers.items() if name != table.label}
     scorers |= dict(reward=table.reward) # its own name may be another one now
     size = image_size(pipe)
     with trainer.ranks.together():
         for scorer in scorers.values(): probe(scorer, table.prompts[0], size)
-        if trainer.resuming: check_same(trainer, scorers)
+        if trainer.resuming: check_unchanged(trainer, scorers)
         if trainer.ranks.main:
             warn_truncated(pipe, list(dict.fromkeys(thin(prompts, 10_000) + table.prompts)))
         if not trainer.ranks.takes_part: return

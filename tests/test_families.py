@@ -405,8 +405,8 @@ FAULTS = { # of a saved pipeline, or of what is asked of it -> what is said
         "DDIMScheduler"),
     "one step of a flow": (
         SD3, None, dict(num_inference_steps=1),
-        "no step of the sampler is random, so there is nothing to learn from: eta must be above 0, "
-        "and there must be more steps"),
+        "all 1 steps of the policy are deterministic (s = 0), so nothing has a log-probability: "
+        "make its schedule with eta above 0, such as 1, or with more steps"),
     "no randomness": (SD3, None, dict(eta=0.0), "eta must be above 0, not 0.0"),
     "too much of it": (XL, None, dict(eta=1.5), "eta must be at most 1, not 1.5"),
     "guidance below 1": (FLUX, None, dict(guidance_scale=0.5),
@@ -447,7 +447,7 @@ def test_a_family_that_is_not_supported_is_told_those_that_are(tmp_path):
 
 def test_a_policy_that_draws_nothing_is_refused(fresh):
     for name in NAMES:
-        with pytest.raises(ValueError, match="no step of the sampler is random"):
+        with pytest.raises(ValueError, match="steps of the policy are deterministic"):
             make_policy(fresh(name), 4, 1.0, eta=0.0)
         with pytest.raises(ValueError, match="eta must be between 0 .* not 1.5"):
             make_policy(fresh(name), 4, 1.0, eta=1.5)

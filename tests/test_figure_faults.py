@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from PIL import Image
 from prdp_nb.comparison import Evaluation, as_markdown, before_after
 from prdp_nb.figures import (
-    draw_gains, draw_gallery, draw_grid, draw_metric, draw_tradeoff, families_of, family_of, fit)
+    draw_gains, draw_gallery, draw_grid, draw_metric, draw_tradeoff, font_families, font_family, fit)
 
 LONG = ("a highly detailed matte painting of a fox on a hill under a full moon, trending on "
         "artstation, by a master of light, cinematic, 8k, ")*2
@@ -127,12 +127,12 @@ def install():
         font.save(path)
         font_manager.fontManager.addfont(path)
         added.append(path.stem)
-        family_of.cache_clear()
+        font_family.cache_clear()
     yield build
     fonts = font_manager.fontManager
     fonts.ttflist = [entry for entry in fonts.ttflist if entry.name not in added]
     fonts._findfont_cached.cache_clear() if hasattr(fonts, "_findfont_cached") else None
-    family_of.cache_clear()
+    font_family.cache_clear()
 
 PRIVATE = "\ue123\ue124" # characters of no font, whatever the machine has
 
@@ -157,14 +157,14 @@ def test_they_are_said_wherever_they_stand(where, tmp_path):
 
 def test_a_font_of_the_machine_that_has_them_is_used(install, tmp_path):
     install(tmp_path/"Squares.ttf", PRIVATE)
-    assert family_of(PRIVATE[0]) == "Squares" and families_of(f"a {PRIVATE}")[-1] == "Squares"
+    assert font_family(PRIVATE[0]) == "Squares" and font_families(f"a {PRIVATE}")[-1] == "Squares"
     draw_grid({"row": [image("red")]}, [PRIVATE], tmp_path/"with.png") # and no warning
     pixels = pixels_of(tmp_path/"with.png")
     assert (pixels[:20] < 60).all(-1).sum() > 40 # two filled squares of the title
 
 def test_a_font_of_blank_glyphs_does_not_count(install, tmp_path):
     install(tmp_path/"Blank.ttf", PRIVATE, blank=True)
-    assert family_of(PRIVATE[0]) is None
+    assert font_family(PRIVATE[0]) is None
 
 # Tables as text
 

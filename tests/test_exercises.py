@@ -4,8 +4,10 @@ import json, re
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 import matplotlib
 import pytest
+from prdp_nb.baselines import OBJECTIVES
 
 NBS = Path(__file__).resolve().parents[1]/"nbs"
 
@@ -82,7 +84,8 @@ WRONG = dict(
 NOTEBOOKS = dict(ipo_loss="60_your_own_objective.ipynb", background="61_your_own_reward.ipynb")
 
 @pytest.fixture(scope="module", params=WRONG)
-def exercise(request): return Exercise(NOTEBOOKS[request.param], request.param)
+def exercise(request):
+    with patch.dict(OBJECTIVES): yield Exercise(NOTEBOOKS[request.param], request.param)
 
 def test_the_empty_cell_is_told_what_it_lacks(exercise):
     passed, told = exercise.verdict(exercise.empty)

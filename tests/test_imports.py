@@ -62,3 +62,15 @@ def test_the_map_shows_each_room_once_and_no_arrow_that_others_imply():
     assert sorted(rooms) == sorted(ROOMS)
     graph = dict(a=set(), b={"a"}, c={"a", "b"})
     assert house.needed("c", graph) == {"b"} and house.reach("c", graph) == {"a", "b"}
+
+def defined(cells: list[str]) -> set[str]: # names of functions and classes at the top of the cells
+    trees = [ast.parse(cell) for cell in cells if not re.search(r"^[%!]|^ +[%!]", cell, re.M)]
+    return {node.name for tree in trees for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+
+@pytest.mark.parametrize("notebook", sorted((ROOT/"nbs").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_no_cell_takes_the_name_of_what_its_notebook_exports(notebook):
+    "Else the notebook's own later cells call another function than the module does."
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    exported = [cell for cell in code if cell.startswith("#| export")]
+    assert not defined(exported) & defined([cell for cell in code if cell not in exported])

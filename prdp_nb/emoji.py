@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ANIMALS', 'STYLES', 'SIZE_WORDS', 'COLOURS', 'PAPER', 'ONE', 'SENTENCE', 'ASSETS', 'IMAGE_SIZE', 'GRID', 'ALONE',
-           'OF_A_PAIR', 'SCORER_CONFIG', 'Scene', 'scenes', 'parse_prompt', 'stable_hash', 'held_out_pairs',
-           'hashed_prompts', 'prompt_splits', 'sprites', 'placements', 'render', 'show_images', 'load_pipeline',
-           'as_pixels', 'load_weights', 'make_scorer', 'EmojiScore', 'make_aesthetic_head', 'EmojiAesthetic',
-           'conv_block', 'JudgeNet', 'fidelity', 'EmojiJudge']
+           'OF_A_PAIR', 'SCORER_CONFIG', 'LEAST_CONTRAST', 'Scene', 'scenes', 'parse_prompt', 'stable_hash',
+           'held_out_pairs', 'hashed_prompts', 'prompt_splits', 'sprites', 'places', 'placements', 'render',
+           'show_images', 'load_pipeline', 'as_pixels', 'load_weights', 'make_scorer', 'EmojiScore',
+           'make_aesthetic_head', 'EmojiAesthetic', 'conv_block', 'JudgeNet', 'fidelity', 'EmojiJudge',
+           'allowed_layers', 'EmojiTruth']
 
 # %% ../nbs/12_emoji.ipynb #c7ef4d58
-import hashlib, re
+import hashlib, math, re
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice, permutations, product
@@ -142,20 +143,25 @@ def sprites(
 ALONE = {"small": (24,), "large": (48,), "": (32, 48, 48)} # size word -> sizes in pixels
 OF_A_PAIR = {"small": (24,), "large": (32,), "": (24, 32)}
 
+def places(
+    alone: bool, # in the whole image; else in one half of it
+    size: int, # pixels of the sprite
+) -> tuple[range, range]: # columns and rows of the grid on which its corner may stand
+    middle = (IMAGE_SIZE - size)//2//GRID
+    columns = range(middle, middle + 1) if alone else range((IMAGE_SIZE//2 - size)//GRID + 1)
+    return columns, range(middle, middle + 2)
+
+# %% ../nbs/12_emoji.ipynb #700e08f5
 def placements(
     scene: Scene,
     rng: np.random.Generator,
 ) -> list[tuple[str, int, int, int]]: # (animal, size, x, y) in pixels, left to right
     "A draw of the sprite sizes and grid positions that the prompt allows."
-    alone = len(scene.animals) == 1
-    width, sizes = (IMAGE_SIZE, ALONE) if alone else (IMAGE_SIZE//2, OF_A_PAIR)
-    placed = []
+    alone, placed = len(scene.animals) == 1, []
     for side, (animal, word) in enumerate(zip(scene.animals, scene.sizes)):
-        size = int(rng.choice(sizes[word]))
-        middle = (IMAGE_SIZE - size)//2//GRID
-        column = middle if alone else int(rng.integers(0, (width - size)//GRID + 1))
-        row = middle + int(rng.integers(0, 2))
-        placed.append((animal, size, GRID*column + side*width, GRID*row))
+        size = int(rng.choice((ALONE if alone else OF_A_PAIR)[word]))
+        column, row = (int(rng.choice(few)) for few in places(alone, size))
+        placed.append((animal, size, GRID*column + side*IMAGE_SIZE//2, GRID*row))
     return placed
 
 # %% ../nbs/12_emoji.ipynb #f2e331bd
@@ -166,8 +172,7 @@ def render(
     "A clean image of a scene."
     colour = np.array(COLOURS.get(scene.background, PAPER)) + rng.integers(-6, 7, 3)
     image = Image.new("RGBA", (IMAGE_SIZE,)*2, tuple(int(c) for c in colour.clip(0, 255)))
-    for animal, size, x, y in placements(scene, rng):
-        image.alpha_composite(sprites(size)[animal], (x, y))
+    for name, size, *at in placements(scene, rng): image.alpha_composite(sprites(size)[name], at)
     image = image.convert("RGB")
     if scene.style != "pixel art": return image
     return image.resize((IMAGE_SIZE//4,)*2, Image.BOX).resize(image.size, Image.NEAREST)
@@ -346,3 +351,50 @@ class EmojiJudge(Reward):
     ) -> list[float]: # M fidelities
         scenes = map(parse_prompt, prompts)
         return [fidelity(seen, scene) for seen, scene in zip(self.read(images), scenes)]
+
+# %% ../nbs/12_emoji.ipynb #af8bbe61
+@lru_cache(maxsize=32)
+def allowed_layers(
+    scene: Scene,
+) -> np.ndarray: # (P, 64, 64, 4) float32: colour times opacity in [0, 255], opacity in [0, 1]
+    "Every image that `render` can draw of a scene, without its background."
+    alone, words = len(scene.animals) == 1, ALONE if len(scene.animals) == 1 else OF_A_PAIR
+    choices = [[(animal, size, GRID*column + side*IMAGE_SIZE//2, GRID*row)
+                for size in sorted({*words[word]}) for column, row in product(*places(alone, size))]
+               for side, (animal, word) in enumerate(zip(scene.animals, scene.sizes))]
+    layers = np.zeros((math.prod(map(len, choices)), IMAGE_SIZE, IMAGE_SIZE, 4), np.float32)
+    for layer, placed in zip(layers, product(*choices)):
+        for animal, size, x, y in placed:
+            layer[y:y + size, x:x + size] = np.asarray(sprites(size)[animal])
+    layers[..., 3] /= 255
+    layers[..., :3] *= layers[..., 3:]
+    if scene.style != "pixel art": return layers
+    blocks = layers.reshape(-1, IMAGE_SIZE//4, 4, IMAGE_SIZE//4, 4, 4).mean((2, 4))
+    return blocks.repeat(4, 1).repeat(4, 2)
+
+# %% ../nbs/12_emoji.ipynb #f0333e47
+LEAST_CONTRAST = 250.0 # mean squared difference of an allowed image and its background, in levels²
+
+class EmojiTruth(Reward):
+    "The gold reward: how near an image comes to the nearest one that its prompt allows."
+    def nearest(self,
+        image, # (64, 64, 3), in [0, 255]
+        prompt: str, # of the grammar
+    ) -> tuple[float, np.ndarray]: # truth, at most 1; the nearest allowed image (64, 64, 3) uint8
+        scene, image = parse_prompt(prompt), np.asarray(image, np.float32)
+        border = np.concatenate([*image[[0, -1]], *image[1:-1, [0, -1]].swapaxes(0, 1)])
+        asked = np.array(COLOURS.get(scene.background, PAPER), np.float32)
+        colour = np.median(border, 0).clip(asked - 6, asked + 6)
+        layers = allowed_layers(scene)
+        allowed = layers[..., :3] + (1 - layers[..., 3:])*colour
+        error, contrast = (np.square(allowed - other).mean((1, 2, 3)) for other in (image, colour))
+        truths = 1 - error/contrast.clip(LEAST_CONTRAST)
+        best = truths.argmax()
+        return float(truths[best]), allowed[best].round().astype(np.uint8)
+
+    def __call__(self,
+        images, # list of M PIL images
+        prompts, # list of M sentences of the grammar
+    ) -> list[float]: # M numbers in [-1, 1]: 1 is perfect, 0 an empty canvas
+        pixels = (as_pixels(images) + 1).permute(0, 2, 3, 1).numpy()*127.5
+        return [max(-1.0, self.nearest(image, prompt)[0]) for image, prompt in zip(pixels, prompts)]

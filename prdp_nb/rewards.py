@@ -207,6 +207,7 @@ REWARDS = dict( # name -> "module:attribute", called without arguments; it retur
     emoji_score="prdp_nb.emoji:EmojiScore",
     emoji_aesthetic="prdp_nb.emoji:EmojiAesthetic",
     emoji_judge="prdp_nb.emoji:EmojiJudge",
+    emoji_truth="prdp_nb.emoji:EmojiTruth",
     hpsv2="prdp_nb.clip_rewards:HPSv2",
     hpsv2_1="prdp_nb.clip_rewards:hpsv2_1",
     pickscore="prdp_nb.clip_rewards:PickScore",

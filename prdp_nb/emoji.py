@@ -219,11 +219,11 @@ def as_pixels(
 # %% ../nbs/12_emoji.ipynb #5ad268d5
 def load_weights(
     module: torch.nn.Module, # with the weights' names and shapes
-    name: str, # file in `ASSETS`, without its ending
+    path: Path, # a safetensors file
 ) -> torch.nn.Module: # the module in evaluation mode, float32
     "Fill a module with weights of the emoji world."
     from safetensors.torch import load_file
-    weights = load_file(ASSETS/f"{name}.safetensors")
+    weights = load_file(path)
     module.load_state_dict({k: v.float() if v.is_floating_point() else v
                             for k, v in weights.items()})
     return module.eval().requires_grad_(False)
@@ -246,11 +246,13 @@ class EmojiScore(Reward):
     "The HPSv2 or PickScore of this world: the cosine of image and prompt in a small CLIP."
     def __init__(self,
         device="cpu", # where it runs
+        assets: Path = ASSETS, # folder of the weights
     ):
         from transformers import CLIPTokenizer
         self.device = device
-        self.tokenizer = CLIPTokenizer.from_pretrained(ASSETS/"pipeline/tokenizer")
-        self.model = load_weights(make_scorer(len(self.tokenizer)), "scorer").to(device)
+        self.tokenizer = CLIPTokenizer.from_pretrained(assets/"pipeline/tokenizer")
+        towers = make_scorer(len(self.tokenizer))
+        self.model = load_weights(towers, assets/"scorer.safetensors").to(device)
 
     @torch.no_grad()
     def embed_images(self,
@@ -280,7 +282,8 @@ class EmojiAesthetic(Reward):
         device="cpu", # where it runs
     ):
         self.scorer = EmojiScore(device)
-        self.head = load_weights(make_aesthetic_head(), "aesthetic").to(device)
+        self.head = load_weights(make_aesthetic_head(), ASSETS/"aesthetic.safetensors")
+        self.head.to(device)
 
     @torch.no_grad()
     def __call__(self,
@@ -334,7 +337,8 @@ class EmojiJudge(Reward):
     def __init__(self,
         device="cpu", # where it runs
     ):
-        self.net, self.device = load_weights(JudgeNet(), "judge").to(device), device
+        self.net = load_weights(JudgeNet(), ASSETS/"judge.safetensors").to(device)
+        self.device = device
 
     @torch.no_grad()
     def read(self,

@@ -181,17 +181,16 @@ def denoising_loss(
     t = torch.randint(len(scheduler.alphas_cumprod), (len(latents),), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
     noisy = scheduler.add_noise(latents, noise, t).to(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
-        embeds = model["text_encoder"](tokens)[0]
-        predicted = model["unet"](noisy, t, embeds, return_dict=False)[0].float()
-        return (predicted - noise).square().mean()
+    embeds = model["text_encoder"](tokens)[0]
+    predicted = model["unet"](noisy, t, embeds, return_dict=False)[0]
+    return (predicted - noise).square().mean()
 
 # %% ../nbs/91_emoji_model.ipynb #2aa046ae
 def train_denoiser(
     folder: Path, # checkpoints, data and the finished `unet`, `text_encoder`
     tokenizer, # `CLIPTokenizer`
-    size: int = 80_000, # images
-    steps: int = 4000, # of the optimizer
+    size: int = 120_000, # images
+    steps: int = 8000, # of the optimizer
     batch_size: int = 64, # images a step
     learning_rate: float = 2e-3, # while it holds
     seed: int = 0, # of images, weights and draws
@@ -219,7 +218,7 @@ def make_vae(): # stock `AutoencoderKL`
     "64x64x3 pixels <-> 8x8x16 latents."
     from diffusers import AutoencoderKL
     return AutoencoderKL(
-        block_out_channels=(16, 32, 64, 64), down_block_types=("DownEncoderBlock2D",)*4,
+        block_out_channels=(16, 16, 64, 128), down_block_types=("DownEncoderBlock2D",)*4,
         up_block_types=("UpDecoderBlock2D",)*4, latent_channels=16, layers_per_block=1,
         norm_num_groups=8, sample_size=IMAGE_SIZE, scaling_factor=1.0)
 
@@ -240,21 +239,26 @@ def psnr(
 # %% ../nbs/91_emoji_model.ipynb #48169463
 def as_sampled(
     latents: Tensor, # (M, 16, 8, 8) clean
-) -> Tensor: # the same shape
-    "Latents with the noise that the last denoising step leaves in them."
-    signal = log_snr_scheduler().alphas_cumprod[0]
-    return signal.sqrt()*latents + (1 - signal).sqrt()*torch.randn_like(latents)
+    share: Tensor, # (M,) in [0, 1] of the variance that the last denoising step leaves in them
+    generator: torch.Generator, # draws the noise
+) -> Tensor: # (M, 16, 8, 8)
+    "Latents with what noise is left at the end of sampling."
+    left = (1 - log_snr_scheduler().alphas_cumprod[0])*share[:, None, None, None]
+    noise = torch.randn(latents.shape, generator=generator)
+    return (1 - left).sqrt()*latents + left.sqrt()*noise
 
 # %% ../nbs/91_emoji_model.ipynb #3c86f412
 def decoder_loss(
     vae, # `AutoencoderKL`
     latents: Tensor, # (M, 16, 8, 8) clean
     pixels: Tensor, # (M, 3, 64, 64) in [-1, 1]
+    generator: torch.Generator, # draws how much noise is left in the latents, and the noise
 ) -> tuple[Tensor, float]: # scalar, dB
-    "Squared and a little absolute error of what is decoded from latents as sampling leaves them."
-    error = vae.decode(as_sampled(latents), return_dict=False)[0].float() - pixels
-    squared = error.square().mean()
-    return squared + 0.2*error.abs().mean(), psnr(squared.item())
+    "Squared and a little absolute error of what is decoded from latents, clean to as sampled."
+    share = torch.rand(len(latents), generator=generator)
+    decoded = vae.decode(as_sampled(latents, share, generator), return_dict=False)[0]
+    squared = (decoded - pixels).square().mean()
+    return squared + 0.2*(decoded - pixels).abs().mean(), psnr(squared.item())
 
 # %% ../nbs/91_emoji_model.ipynb #d767327f
 def encoder_loss(
@@ -263,33 +267,33 @@ def encoder_loss(
     pixels: Tensor, # (M, 3, 64, 64) in [-1, 1]
 ) -> Tensor: # scalar
     "Squared error of the encoder's mean; its log-variance is drawn to -8, nearly none."
-    mean, log_variance = vae.quant_conv(vae.encoder(pixels)).float().chunk(2, dim=1)
+    mean, log_variance = vae.quant_conv(vae.encoder(pixels)).chunk(2, dim=1)
     return (mean - latents).square().mean() + 0.01*(log_variance + 8).square().mean()
 
 # %% ../nbs/91_emoji_model.ipynb #1c5825a2
 def train_vae(
     folder: Path, # holds `latents.safetensors`; the finished `vae` goes there
-    size: int = 30_000, # images
-    steps: int = 2500, # of the optimizer
+    size: int = 60_000, # images
+    steps: int = 6000, # of the optimizer
     batch_size: int = 32, # images a step
     learning_rate: float = 2e-3, # while it holds
     seed: int = 0, # that of the denoiser's images; of weights and draws too
 ): # the averaged `AutoencoderKL`
-    "Encoder and decoder learn side by side, each from its own loss."
+    "Encoder and decoder learn side by side, each from its own loss; resumes from its checkpoint."
     from safetensors.torch import load_file
     torch.manual_seed(seed)
     latents = load_file(folder/"latents.safetensors")["latents"][:size].clone()
     images = web_dataset(size, seed)[0]
     vae = make_vae().to(memory_format=torch.channels_last).train()
-    def loss(step):
-        rows = torch.randint(len(latents), (batch_size,))
+    def loss(step): # its draws depend on the step alone, as the denoiser's
+        generator = torch.Generator().manual_seed(seed*1_000_003 + step)
+        rows = torch.randint(len(latents), (batch_size,), generator=generator)
         z, x = latents[rows].float(), to_pixels(images[rows.numpy()])
-        with torch.autocast("cpu", torch.bfloat16):
-            value, decibel = decoder_loss(vae, z, x)
-            if step % 4 == 0: value = value + encoder_loss(vae, z, x) # easy: a quarter is enough
+        value, decibel = decoder_loss(vae, z, x, generator)
+        if step % 4 == 0: value = value + encoder_loss(vae, z, x) # easy: a quarter is enough
         return value, {"decoder dB": decibel}
     def save(averaged): averaged.save_pretrained(folder/"vae")
-    return fit(vae, loss, save, steps, learning_rate, average=0.99)
+    return fit(vae, loss, save, steps, learning_rate, average=0.999, checkpoint=folder/"vae.pt")
 
 # %% ../nbs/91_emoji_model.ipynb #36e4d9c5
 def roundtrip(

@@ -274,7 +274,7 @@ def encoder_loss(
 def train_vae(
     folder: Path, # holds `latents.safetensors`; the finished `vae` goes there
     size: int = 60_000, # images
-    steps: int = 6000, # of the optimizer
+    steps: int = 5000, # of the optimizer
     batch_size: int = 32, # images a step
     learning_rate: float = 2e-3, # while it holds
     seed: int = 0, # that of the denoiser's images; of weights and draws too

@@ -107,7 +107,7 @@ def diffusion_tables(
     now: Tensor, # (T,) float64 ᾱ at each
     after: Tensor, # (T,) float64 ᾱ after it
     velocity: bool = False, # does the network predict v? Otherwise ε
-    eta: float = 1.0, # η: 1 is DDPM and the paper, 0 is DDIM
+    eta: float | Tensor = 1.0, # η, one or (T,): 1 is DDPM and the paper, 0 is DDIM
 ) -> Schedule: # in float64
     "The steps of a diffusion model, from its noise levels (eqs. 1-4)."
     path = now.sqrt(), (1 - now).sqrt(), after.sqrt(), (1 - after).sqrt()

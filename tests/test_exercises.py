@@ -1,5 +1,5 @@
-"""Guards 60_your_own_objective and 61_your_own_reward: a reader's empty cell and wrong answers are
-told apart from right ones, and the solution trains."""
+"""Guards 60_your_own_objective, 61_your_own_reward and 63_your_own_schedule: a reader's empty cell
+and wrong answers are told apart from right ones, and the solution trains."""
 import json, re
 from contextlib import redirect_stdout
 from io import StringIO
@@ -79,9 +79,34 @@ WRONG = dict(
         ("COLOURS.get(parse_prompt(prompt).background, PAPER)", "COLOURS['teal']",
          "a prompt without a colour"),
         ("parse_prompt(prompt).background", "parse_prompt(prompts[0]).background",
-         "must not depend on the others")])
+         "must not depend on the others")],
+    fresh_tables=[
+        ("return Schedule", "Schedule", "it returned nothing"),
+        ("return Schedule(timesteps, a, b, s)", "return timesteps, a, b, s", "not a tuple"),
+        ("return Schedule(timesteps, a, b, s)", "return Schedule(timesteps, a, b, share)",
+         "s is to be a tensor"),
+        ("(timesteps, a, b, s)", "(timesteps[:-1], a, b, s)", "there are 10 steps"),
+        ("(timesteps, a, b, s)", "(timesteps, a, b.float(), s)", "b is torch.float32"),
+        ("(timesteps, a, b, s)", "(timesteps.flip(0), a, b, s)", "passed on as they are"),
+        ("1 - after).sqrt()", "after - 1).sqrt()", "b is not finite"),
+        ("share*next_noise", "share*noise", "s is 0.3000, not 0.4000"),
+        ("s = share*next_noise", "s = share*next_noise**2", "s is 0.3000, not 0.1800"),
+        ("next_noise = after.sqrt(), (1 - after).sqrt()", "next_noise = after, (1 - after)",
+         "s is 0.3000, not 0.1800"),
+        ("next_signal/signal\n", "signal/next_signal\n", "a is 1.3333, not 0.7500"),
+        ("a = next_signal/signal", "a = next_signal", "x counts in x̂_0 alone"),
+        ("(next_noise**2 - s**2).sqrt()", "next_noise", "f counts twice"),
+        ("(next_noise**2 - s**2).sqrt()", "next_noise - s", "f counts twice"),
+        ("kept - next_signal*noise/signal", "-next_signal*noise/signal", "f counts twice"),
+        ("kept - next_signal*noise/signal", "kept + next_signal*noise/signal", "f counts twice"),
+        ("s = share*next_noise", "s = 0.5*next_noise", "with a share of 0.0"),
+        ("(timesteps, a, b, s)", "(timesteps, a, b, s.roll(1))", "variance σ'²"),
+        ("now.sqrt()", "now.sqrt_()", "changed in place"),
+        ("if not 0 <= share <= 1: raise ValueError", "ValueError", "of -0.1 makes no sense"),
+        ("if not 0 <= share <= 1", "if share < 0 or share > 1", "of nan makes no sense")])
 
-NOTEBOOKS = dict(ipo_loss="60_your_own_objective.ipynb", background="61_your_own_reward.ipynb")
+NOTEBOOKS = dict(ipo_loss="60_your_own_objective.ipynb", background="61_your_own_reward.ipynb",
+                 fresh_tables="63_your_own_schedule.ipynb")
 
 @pytest.fixture(scope="module", params=WRONG)
 def exercise(request):

@@ -1,11 +1,8 @@
 "The chapters on Stable Diffusion v1.4: every code cell unchanged, in the smoke setting, with a hub on this machine that serves a tiny model's relatives under the real names."
-import importlib.util, io, json, os
-from importlib.metadata import version
+import io, json, os
 from pathlib import Path
 import nbformat, pyarrow as pa, pyarrow.parquet as pq, pytest, torch
-from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
-import prdp_nb
 from prdp_nb.clip_rewards import AestheticHead
 from hub import files_of, hub_on_this_machine
 from test_clip_rewards import write_clip
@@ -55,15 +52,3 @@ def test_what_was_not_run_shows_no_outputs(path):
     assert notebook.metadata.accelerator == "GPU" and notebook.metadata.colab
     opening = sources(notebook, "markdown")[1]
     assert f"/nbs/{path.name})" in opening and "has been run on Stable Diffusion v1.4" in opening
-
-@each_notebook
-@pytest.mark.parametrize("installed", [True, False])
-def test_the_install_cell_pins_the_package_and_leaves_torch_alone(path, installed, monkeypatch):
-    find_spec, shell, asked = importlib.util.find_spec, InteractiveShell(), []
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "prdp_nb" and not installed else find_spec(name))
-    shell.register_magic_function(asked.append, magic_name="pip")
-    shell.run_cell(sources(nbformat.read(path, as_version=4), "code")[0]).raise_error()
-    if installed: assert not asked
-    else:
-        [line] = asked
-        assert f'"prdp_nb=={prdp_nb.__version__}"' in line and line.endswith(f" torch=={version('torch')} torchvision=={version('torchvision')}")

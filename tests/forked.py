@@ -1,6 +1,6 @@
 """A command in a process of its own, forked from one that has imported the heavy packages and done nothing else: each
 starts clean, and none waits for the imports."""
-import os, subprocess, sys
+import gc, os, subprocess, sys
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -10,6 +10,7 @@ transformers.models.clip.modeling_clip transformers.models.clip.image_processing
 
 def in_child(function, arguments: tuple, environment: dict, folder: Path):
     for number, name in enumerate(("stdout", "stderr"), start=1): os.dup2(os.open(folder/name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    gc.freeze() # no collection goes through what the imports left
     os.environ.clear()
     os.environ.update(environment)
     sys.exit(function(*arguments))

@@ -1,4 +1,5 @@
 "What the tests of runs share."
+import gc
 import pytest, torch
 
 def pytest_collection_modifyitems(items):
@@ -10,6 +11,12 @@ def pytest_collection_modifyitems(items):
 def one_thread():
     "Runs of seconds, the same to the bit wherever they run."
     torch.set_num_threads(1)
+
+@pytest.fixture(autouse=True, scope="module")
+def no_garbage_among_what_stays():
+    "A full collection goes through every function that was imported, a tenth of the time of short runs: not through these."
+    gc.collect()
+    gc.freeze()
 
 @pytest.fixture(scope="session")
 def prompt_file(tmp_path_factory):

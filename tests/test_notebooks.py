@@ -1,18 +1,42 @@
 "Every notebook runs from top to bottom, each in a process of its own; `pytest --durations=0` prints the times."
-import json, os, re, subprocess, sys
+import json, re, subprocess
 from pathlib import Path
 import pytest
+from forked import run_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
 CHAPTERS = [path for path in NOTEBOOKS if path.stem != "index"]
-NBDEV_TEST = Path(sys.executable).with_name("nbdev_test")
+
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch): monkeypatch.chdir(ROOT) # whose settings.ini nbdev_test reads
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(notebook):
-    kept = os.environ | dict(PRDP_RUNS="full") # pages of runs find all of them in nbs/results, with the settings they ask for, and train nothing
-    done = subprocess.run([NBDEV_TEST, "--path", notebook, "--n_workers", "0"], cwd=ROOT, capture_output=True, text=True, timeout=600, env=kept)
-    assert done.returncode == 0 and "Success." in done.stdout, done.stdout[-2000:] + done.stderr[-8000:]
+def test_notebook_runs(notebook, tmp_path):
+    run_notebook(notebook, "full", tmp_path) # pages of runs find all of them in nbs/results, with the settings they ask for, and train nothing
+
+def notebook_of(path: Path, *cells: str) -> Path:
+    given = [dict(cell_type="code", source=source, metadata={}, outputs=[], execution_count=None) for source in cells]
+    path.write_text(json.dumps(dict(cells=given, metadata=dict(kernelspec=dict(name="python3", language="python")), nbformat=4, nbformat_minor=5)))
+    return path
+
+CLEAN = """import os, sys, torch
+assert torch.get_default_dtype() == torch.float32 and torch.initial_seed() != 7 and "LEFT" not in os.environ and not hasattr(os, "left")
+assert os.getcwd() == os.path.realpath("FOLDER") and os.environ["PRDP_RUNS"] == "smoke" and not [name for name in sys.modules if name.startswith("prdp_nb")]"""
+MESS = """os.left, os.environ["LEFT"] = True, "yes"
+os.chdir("/"); torch.set_default_dtype(torch.float64); torch.manual_seed(7)
+import prdp_nb.schedules"""
+
+@pytest.mark.parametrize("last, said", [
+    ("1/0", "ZeroDivisionError in .*broken.ipynb:(.|\\n)*While Executing Cell #3:(.|\\n)*division by zero"),
+    ("assert False, 'not so'", "AssertionError: not so"), ("sys.exit(0)", "SystemExit"), ("os._exit(0)", None), ("os._exit(3)", None)])
+def test_a_notebook_that_fails_says_where_and_leaves_nothing_behind(last, said, tmp_path):
+    clean = CLEAN.replace("FOLDER", str(tmp_path))
+    with pytest.raises(AssertionError, match=said): run_notebook(notebook_of(tmp_path/"broken.ipynb", clean, MESS, last), "smoke", tmp_path)
+    run_notebook(notebook_of(tmp_path/"whole.ipynb", clean, MESS), "smoke", tmp_path)
+
+def test_a_notebook_that_hangs_is_ended(tmp_path):
+    with pytest.raises(subprocess.TimeoutExpired): run_notebook(notebook_of(tmp_path/"hangs.ipynb", "import time; time.sleep(60)"), "smoke", tmp_path, timeout=2)
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_small(notebook):

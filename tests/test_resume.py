@@ -7,7 +7,6 @@ tests/test_resume.py` kills a hundred times instead of four, 40 times while some
 `PRDP_SEED` draws other moments."""
 import csv
 import errno
-import multiprocessing
 import os
 import random
 import shutil
@@ -23,6 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from forked import FORKS
 from prdp_nb import algorithm, scoring, training
 from prdp_nb.algorithm import draw_prompts
 from prdp_nb.finetuning import load_finetuned
@@ -159,18 +159,12 @@ def intact(folder):
     return [epoch_of(path) for path in saved_checkpoints(folder) if not damage(path)]
 
 
-PRELOADED = ["prdp_nb.training", "prdp_nb.emoji", "diffusers", "peft", "accelerate",
-             "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"]
-
-
 def test_runs_survive_kills_at_random_moments(straight, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     draw, landed, number = random.Random(int(os.environ.get("PRDP_SEED", 0))), [], 0
     wanted = dict(saving=-(-4*KILLS//10), renamed=-(-KILLS//10))
     def start(folder, work=train_in_child):
-        process = context.Process(target=work, args=(tiny(folder),))
+        process = FORKS.Process(target=work, args=(tiny(folder),))
         process.start()
         return process
     def enough(): return len(landed) >= KILLS and all(
@@ -343,9 +337,8 @@ def hold(folder, ready, done):
 
 
 def test_two_runs_on_one_folder(broken):
-    context = multiprocessing.get_context("forkserver")
-    ready, done = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(broken, ready, done))
+    ready, done = FORKS.Event(), FORKS.Event()
+    other = FORKS.Process(target=hold, args=(broken, ready, done))
     other.start()
     assert ready.wait(60)
     def files(): return {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()}

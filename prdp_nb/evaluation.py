@@ -179,7 +179,7 @@ def check_ways(
     model: str | None = None, # where their base is now; None: where each says
 ):
     "Raises `ValueError` for `runs` that sample in different ways: they have no base in common."
-    names, ways = ["model", "resolution", "num_inference_steps", "guidance_scale", "eta"], {}
+    names, ways = ["model", "num_inference_steps", "guidance_scale", "eta", "resolution"], {}
     if model: names.remove("model")
     for label, run in runs.items():
         config = run_config(run)

@@ -109,7 +109,7 @@ def tiny_gemma(): # a language model and its tokenizer
 
 # %% ../nbs/52_sdxl_sd3_flux.ipynb #83bbffa8
 def tiny_sana(): # SANA
-    from diffusers import (AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline,
+    from diffusers import (AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline,
                            SanaTransformer2DModel)
     gemma, pieces = tiny_gemma()
     transformer = SanaTransformer2DModel(
@@ -120,7 +120,9 @@ def tiny_sana(): # SANA
     sides = {f"{side}_{name}": value for side in ("encoder", "decoder")
              for name, value in (sides | dict(block_types=["ResBlock"]*2)).items()}
     vae = AutoencoderDC(latent_channels=4, attention_head_dim=2, scaling_factor=0.41407, **sides)
-    return SanaPipeline(pieces, gemma, vae, transformer, FlowMatchEulerDiscreteScheduler(shift=3.0))
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True,
+                                            flow_shift=3.0)
+    return SanaPipeline(pieces, gemma, vae, transformer, scheduler)
 
 # %% ../nbs/52_sdxl_sd3_flux.ipynb #fa8c4853
 def tiny_pipeline(

@@ -277,6 +277,7 @@ class Sana(StableDiffusion3):
         shift = pipe.scheduler.config.get("flow_shift") # of such a solver
         if shift: pipe.scheduler = Euler(shift=shift)
 
+    def multiple(self, pipe) -> int: return 32 # a side's, in pixels: the pipeline refuses others
     def encode(self, pipe, prompts: list[str], instruct: bool = True) -> Condition: # N rows
         parameters = inspect.signature(type(pipe).__call__).parameters
         said = parameters["complex_human_instruction"].default if instruct else None

@@ -163,7 +163,7 @@ def test_the_images_are_those_of_the_stock_pipeline(name, folders, loaded):
     assert ours[0].size == (side, side) and image_size(loaded[name]) == side
 
 
-OTHER_SIDE = {name: 48 if name == SANA else 96 for name in (SD, *NAMES)} # pixels
+OTHER_SIDE = {name: 64 if name == SANA else 96 for name in (SD, *NAMES)} # pixels
 
 
 @pytest.mark.parametrize("name", OTHER_SIDE)
@@ -344,23 +344,22 @@ def test_the_adapter_of_a_run_acts_in_the_stock_pipeline(name, runs, folders, lo
 @pytest.mark.parametrize("name", [SD, *NAMES])
 def test_an_evaluation_by_the_pipeline_is_one_of_the_stock_pipeline(name, runs, folders, prompts):
     "With the scheduler that it came with, and as many steps as it takes by itself."
-    seeds, asked = [0, 1, 1000, 1001], [prompt for prompt in PROMPTS for _ in range(2)]
     options = dict(use_resolution_binning=False) if name == SANA else {}
     def by_hand(lora=None):
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [torch.Generator().manual_seed(seed) for seed in (0, 1000)]
         pipe, side = stock(folders[name], lora, own_scheduler=True), SIDE.get(name, 64)
         with quiet_loading():
-            images = pipe(asked, guidance_scale=SCALE[name], generator=generators, height=side,
+            images = pipe(PROMPTS, guidance_scale=SCALE[name], generator=generators, height=side,
                           width=side, **options).images
-        return compute_rewards(as_reward("colourfulness"), images, asked).view(2, 2).mean(1)
-    table = evaluate_runs(runs(name), str(prompts), "colourfulness", images_per_prompt=2,
+        return compute_rewards(as_reward("colourfulness"), images, PROMPTS)
+    table = evaluate_runs(runs(name), str(prompts), "colourfulness",
                           samplers=["training", "pipeline"])
     assert table.sampler.tolist() == ["training"]*2 + ["pipeline"]*2
     assert {*table.experiment} == {name, f"{name}/pipeline"}
     trained, own = (table[table.sampler == sampler] for sampler in ("training", "pipeline"))
-    np.testing.assert_allclose(own.base, by_hand(), rtol=1e-3)
-    np.testing.assert_allclose(own.tuned, by_hand(runs(name)/"final"), rtol=1e-3)
-    assert (own.tuned - own.base).abs().max() > 1e-2*own.base.abs().max()
+    np.testing.assert_allclose(own.base, by_hand(), rtol=1e-6)
+    np.testing.assert_allclose(own.tuned, by_hand(runs(name)/"final"), rtol=1e-6)
+    assert (own.tuned - own.base).abs().min() > 1e-5*own.base.abs().max()
     assert (own.base.to_numpy() - trained.base.to_numpy()).any()
 
 
@@ -479,7 +478,7 @@ FAULTS = { # of a saved pipeline, or of what is asked of it -> what is said
         "each side must be a multiple of 16; choose another"),
     "SANA at 33 pixels": (
         SANA, None, dict(resolution=33), "images of 33×33 pixels do not fit this SanaPipeline: "
-        "each side must be a multiple of 2; choose another"),
+        "each side must be a multiple of 32; choose another"),
     "one step of a flow": (
         SD3, None, dict(num_inference_steps=1),
         "all 1 steps of the policy are deterministic (s = 0), so nothing has a log-probability: "

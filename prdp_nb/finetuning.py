@@ -211,7 +211,8 @@ def check_targets(network: nn.Module, targets: tuple[str, ...]): # ends of names
 @torch.no_grad()
 def seconds_a_sample(pipe, samples: int) -> float: # a diffusers pipeline; in one call
     "The time of the network for one sample, from a call on so many of them."
-    denoiser, condition = denoiser_of(pipe), encode_prompts(pipe, [""], warn=False)
+    _, told = family_of(pipe).guidance(pipe, 1.0)
+    denoiser, condition = denoiser_of(pipe, None, told), encode_prompts(pipe, [""], warn=False)
     condition = {name: row.expand(samples, *row.shape[1:]) for name, row in condition.items()}
     latents = torch.randn(samples, *denoiser.latent_shape, device=denoiser.model.device)
     timesteps = torch.full((samples,), 500., device=latents.device)

@@ -22,7 +22,7 @@ from prdp_nb.commands import sample_command, train_command
 from prdp_nb.config import Config
 from prdp_nb.evaluation import base_of, evaluate_runs
 from prdp_nb.families import FLOW_ETA, LEAST_STD, tiny_flux, tiny_pipeline
-from prdp_nb.finetuning import load_finetuned, make_policy, save_finetuned
+from prdp_nb.finetuning import load_finetuned, make_policy, save_finetuned, seconds_a_sample
 from prdp_nb.gradients import backward_log_probs
 from prdp_nb.learner import update_options
 from prdp_nb.loading import quiet_loading
@@ -40,6 +40,7 @@ from test_processes import SAYS, as_flags, assert_close, torchrun, weights
 from test_resume import breaks, same
 from tiny_sd import write_tiny_pipeline
 
+ROOT = Path(__file__).parents[1]
 XL, SD3, FLUX = "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"
 SANA, SD = "SanaPipeline", "StableDiffusionPipeline"
 NAMES = [XL, SD3, FLUX, "schnell", SANA]
@@ -398,7 +399,7 @@ def test_a_full_finetune_is_saved_and_loaded(name, fresh, folders, tmp_path):
     assert_same_latents(back, other, SCALE[name])
 
 
-@pytest.mark.parametrize("name", [SD3])
+@pytest.mark.parametrize("name", [XL, SD3, FLUX, SANA])
 def test_what_autograd_holds_does_not_depend_on_T(name, fresh):
     def held_bytes(steps):
         "The most bytes that autograd holds at once during an update."
@@ -412,6 +413,26 @@ def test_what_autograd_holds_does_not_depend_on_T(name, fresh):
         return Held.peak
     few, many = held_bytes(5), held_bytes(30)
     assert few > 1e6 and many == pytest.approx(few, rel=0.01)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_time_of_a_call_is_measured(name, loaded):
+    assert seconds_a_sample(loaded[name], 1) > 0
+
+
+def test_the_cells_for_colab_run(folders, prompts, tmp_path, monkeypatch):
+    "Those that the page leaves out, on a small model and the CPU."
+    cells = json.loads((ROOT/"nbs/52_sdxl_sd3_flux.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells]
+    code = [text for text in code if text.startswith("#| eval: false\n")]
+    preset = Config.preset
+    small = TINY | dict(model=folders[XL], prompts=prompts, output_dir=tmp_path/"run",
+                        resolution=96, dtype="float32", chunk_size=4, gradient_checkpointing=False)
+    monkeypatch.setattr(Config, "preset", lambda name, **named: preset(name, **named | small))
+    page = dict(load_pipeline=load_pipeline, diffusers=diffusers, torch=torch)
+    for text in code: exec(text.replace('"cuda"', '"cpu"').replace("bfloat16", "float32"), page)
+    assert len(code) == 4 and page["table"].sampler.tolist() == ["training"]*2 + ["pipeline"]*2
+    assert page["run"] == tmp_path/"run" and (page["run"]/"final").exists()
 
 
 # What is refused

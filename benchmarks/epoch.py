@@ -23,7 +23,7 @@ from prdp_nb.config import Config
 from prdp_nb.training import run_epoch
 from trl_epochs import UnetCalls
 
-PARTS = dict(decoding=(prdp_nb.scoring, "decode_latents"), reward=(prdp_nb.scoring, "score_prompts"), optimizer=(prdp_nb.algorithm, "gradient_step")) # of an epoch outside the UNet -> its function
+PARTS = dict(encoding=(prdp_nb.scoring, "encode_prompts"), decoding=(prdp_nb.scoring, "decode_latents"), reward=(prdp_nb.scoring, "score_prompts"), optimizer=(prdp_nb.algorithm, "gradient_step")) # of an epoch outside the UNet -> its function
 UNITS = dict(prompts_per_epoch=2, images_per_prompt=4, num_inference_steps=5, cell_fraction=1.0) # N, B, T and share; each is changed by itself
 TINY = dict(prompts_per_epoch=1, images_per_prompt=2, num_inference_steps=1, cell_fraction=1.0)
 SETS = (1_000, 100_000) # prompts

@@ -1,6 +1,7 @@
 """What an epoch costs: beside the bare UNet calls it must make, in memory, and as the run grows.
 
     python benchmarks/epoch.py bare     epoch time over the time of its UNet calls alone, on the embedded model
+    python benchmarks/epoch.py families the same for a small random pipeline of each other family
     python benchmarks/epoch.py memory   largest resident memory of an update against T, as tests/test_memory.py measures it
     python benchmarks/epoch.py growth   epoch time as N, B, T and the prompt set grow, and the share of cells shrinks
 
@@ -13,23 +14,28 @@ from unittest import mock
 import torch
 import prdp_nb.algorithm, prdp_nb.scoring
 from common import RESULTS, about, ready, seconds, write_rows
+from prdp_nb.families import tiny_pipeline
 from prdp_nb.finetuning import adapters_off
+from prdp_nb.loading import quiet_loading
+from prdp_nb.models import family_of, network_of
 from prdp_nb.policies import trainable_parameters
 from prdp_nb.config import Config
 from prdp_nb.training import run_epoch
 from trl_epochs import UnetCalls
 
-PARTS = dict(decoding=(prdp_nb.scoring, "decode_latents"), reward=(prdp_nb.scoring, "score_prompts"), optimizer=(prdp_nb.algorithm, "gradient_step")) # of an epoch outside the UNet -> its function
+PARTS = dict(encoding=(prdp_nb.scoring, "encode_prompts"), decoding=(prdp_nb.scoring, "decode_latents"), reward=(prdp_nb.scoring, "score_prompts"), optimizer=(prdp_nb.algorithm, "gradient_step")) # of an epoch outside the UNet -> its function
 UNITS = dict(prompts_per_epoch=2, images_per_prompt=4, num_inference_steps=5, cell_fraction=1.0) # N, B, T and share; each is changed by itself
 TINY = dict(prompts_per_epoch=1, images_per_prompt=2, num_inference_steps=1, cell_fraction=1.0)
 SETS = (1_000, 100_000) # prompts
+DEEPER = dict( # layers of the tiny networks, for calls of 20 to 100 ms: what is not the network takes a few ms an epoch, whatever its size
+    StableDiffusionXLPipeline=dict(transformer_layers_per_block=(1, 12)), StableDiffusion3Pipeline=dict(num_layers=10), FluxPipeline=dict(num_layers=4, num_single_layers=8), SanaPipeline=dict(num_layers=12))
 
 def config(folder: Path, **fields) -> Config: # a run of which only epochs are of interest
     return Config.preset("emoji_small", epochs=100_000, save_every=100_000, eval_rewards=(), device="cpu", output_dir=folder, **fields)
 
 def record(policy, work) -> list[tuple]: # the UNet calls within `work`: arguments, with a graph?, with the adapter?
     calls = []
-    def add(unet, given, named): calls.append((given, named, torch.is_grad_enabled(), bool(trainable_parameters(policy))))
+    def add(network, given, named): calls.append((given, named, torch.is_grad_enabled(), bool(trainable_parameters(policy))))
     hook = policy.denoiser.model.register_forward_pre_hook(add, with_kwargs=True)
     try: work()
     finally: hook.remove()
@@ -53,8 +59,7 @@ def timed_parts(work) -> tuple[tuple[float, float], dict[str, float]]: # seconds
         for part, (module, name) in PARTS.items(): stack.enter_context(mock.patch.object(module, name, clocked(part, getattr(module, name))))
         return seconds(work), spent
 
-def bare(folder: Path, rounds: int, tiny: bool) -> list[dict]:
-    trainer = ready(config(folder/"run", prompts_per_epoch=1 if tiny else 2, **dict(num_inference_steps=2, images_per_prompt=2) if tiny else {}))
+def turns(trainer, rounds: int, **label) -> list[dict]: # an epoch and its bare calls, several times
     images, rows = trainer.config.prompts_per_epoch*trainer.config.images_per_prompt, []
     counted = UnetCalls(trainer.learner.policy.denoiser.model)
     calls = record(trainer.learner.policy, lambda: run_epoch(trainer, 1))
@@ -63,9 +68,25 @@ def bare(folder: Path, rounds: int, tiny: bool) -> list[dict]:
         (cpu, wall), parts = timed_parts(lambda: run_epoch(trainer, turn + 2))
         alone = seconds(lambda: replay(trainer.learner.policy, calls))
         for kind, times, extra in (("epoch", (cpu, wall), parts), ("bare", alone, dict.fromkeys(parts, 0.0))):
-            rows.append(dict(kind=kind, turn=turn, images=images, seconds=round(times[0], 3), wall=round(times[1], 3), **{p: round(s, 3) for p, s in extra.items()}, **evaluations, **about()))
-        print(f"epoch {cpu:.2f} s, its UNet calls alone {alone[0]:.2f} s, ratio {cpu/alone[0]:.3f}", flush=True)
+            rows.append(dict(**label, kind=kind, turn=turn, images=images, seconds=round(times[0], 3), wall=round(times[1], 3), **{p: round(s, 3) for p, s in extra.items()}, **evaluations, **about()))
+        print(*label.values(), f"epoch {cpu:.2f} s, its network calls alone {alone[0]:.2f} s, ratio {cpu/alone[0]:.3f}", flush=True)
     return rows
+
+def bare(folder: Path, rounds: int, tiny: bool) -> list[dict]:
+    return turns(ready(config(folder/"run", prompts_per_epoch=1 if tiny else 2, **dict(num_inference_steps=2, images_per_prompt=2) if tiny else {})), rounds)
+
+def of_family(kind: str, folder: Path, tiny: bool) -> Config: # a run of a small random pipeline of that class
+    pipe = tiny_pipeline(kind)
+    network = network_of(pipe)
+    with quiet_loading():
+        if not tiny: setattr(pipe, family_of(pipe).network, type(network).from_config(network.config, **DEEPER[kind]))
+        pipe.save_pretrained(folder/kind)
+    (folder/"prompts.txt").write_text("a painting of a fox\na photo of a duck")
+    size = dict(images_per_prompt=2, num_inference_steps=4) if tiny else dict(images_per_prompt=4, num_inference_steps=10)
+    return config(folder/f"run_{kind}", model=str(folder/kind), prompts=str(folder/"prompts.txt"), reward="colourfulness", prompts_per_epoch=1, **size)
+
+def families(folder: Path, rounds: int, tiny: bool) -> list[dict]:
+    return [row for kind in DEEPER for row in turns(ready(of_family(kind, folder, tiny)), rounds, family=kind)]
 
 def memory(folder: Path, rounds: int, tiny: bool) -> list[dict]:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]/"tests"))
@@ -95,7 +116,7 @@ def growth(folder: Path, rounds: int, tiny: bool) -> list[dict]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("bare", "memory", "growth"))
+    parser.add_argument("part", choices=("bare", "families", "memory", "growth"))
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the tables")
     parser.add_argument("--tiny", action="store_true", help="a run of seconds, to see that it works")

@@ -20,10 +20,10 @@ from common import RESULTS, about, ready
 from epoch import record, replay
 from prdp_nb.config import Config
 from prdp_nb.families import tiny_pipeline
-from prdp_nb.finetuning import adapter_weights
+from prdp_nb.finetuning import adapter_weights, seconds_a_sample
 from prdp_nb.loading import quiet_loading
 from prdp_nb.models import (
-    decode_latents, encode_prompts, family_of, network_of, sample_latents, seconds_a_sample)
+    decode_latents, encode_prompts, family_of, network_of, sample_latents)
 from prdp_nb.training import run_epoch
 from prdp_nb.trajectories import noise_floor, sample_rollout, score
 from sd14_scale import Epoch, peak_memory, seconds, wait

@@ -230,6 +230,10 @@ def evaluate_parser() -> argparse.ArgumentParser:
         "(default: final)")
     add("--images_per_prompt", type=int, metavar="N",
         help="images of each prompt (default: as in the run)")
+    add("--samplers", nargs="+", default=("training",), metavar="NAME",
+        help="training: steps, noise and guidance of the run; pipeline: the model's own scheduler "
+        "in its usual number of steps, which may be several times as many, with the guidance of "
+        "the run (default: training)")
     add_places(parser)
     add("--output", metavar="FILE.csv",
         help="also add the numbers, a row a prompt set, scorer and prompt, to this CSV file")
@@ -239,7 +243,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
 # %% ../nbs/26_commands.ipynb #8657f271
 def write_evaluation(options: argparse.Namespace): # of `evaluate_parser`
     "Evaluate a run, print its summary, and write what was asked for."
-    from prdp_nb.comparison import COLUMNS, as_markdown, read_table, summarise
+    from prdp_nb.comparison import BY, COLUMNS, as_markdown, read_table, summarise
     from prdp_nb.evaluation import evaluate_runs
     from prdp_nb.figures import draw_gains
     from prdp_nb.runs import append_rows, check_columns
@@ -250,10 +254,11 @@ def write_evaluation(options: argparse.Namespace): # of `evaluate_parser`
     if options.plot: check_output(options.plot, [".png", ".pdf", ".svg"])
     table = evaluate_runs(options.run, options.prompts, options.rewards, options.checkpoint,
                           options.images_per_prompt, options.device, options.prompt_column,
-                          options.model)
+                          options.model, options.samplers)
     if output: append_rows(output, table[COLUMNS])
-    summary = summarise(table)
-    if options.plot: draw_gains(summary, options.plot)
+    summary = summarise(table, by=("sampler", *BY))
+    labels = summary.method + ", " + summary.sampler + " sampler"
+    if options.plot: draw_gains(summary.assign(method=labels), options.plot)
     print(as_markdown(summary.drop(columns=["experiment", "method", "runs"])))
 
 # %% ../nbs/26_commands.ipynb #0dd25b53

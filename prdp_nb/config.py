@@ -93,6 +93,9 @@ class TaskOptions:
     "what is finetuned, towards what"
     model: str = option("emoji",
         "text-to-image model: a name in prdp_nb.models.MODELS, a folder, or owner/name on the hub")
+    resolution: int | None = option(None,
+        "pixels a side of the images, which are square; the model's own size where not given",
+        at_least=1)
     reward: str = option("emoji_score",
         "what to maximise: a reward by name, the URL of a scoring service, or a weighted sum such "
         "as '10*emoji_score + 2*jpeg_compressibility'")

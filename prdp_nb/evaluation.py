@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from PIL import Image
 from torch.nn.functional import normalize
-from .comparison import SEEDS_A_PROMPT, compare, evaluate, fixed_seeds, thin
+from .comparison import SAMPLERS, SEEDS_A_PROMPT, compare, evaluate, fixed_seeds, thin
 from .config import Config, check
 from .emoji import EmojiScore
 from .figures import draw_grid
@@ -95,7 +95,8 @@ def load_scorers(
 # %% ../nbs/25_evaluation.ipynb #25e0de13
 def base_of(config: Config, pipe): # from `load_checkpoint` -> the model that the run began with
     "The base of a run, on the device of `pipe`. Raises `ValueError` as `check_base`."
-    base = load_pipeline(config.model, config.weights_dtype, network_of(pipe).device)
+    base = load_pipeline(config.model, config.weights_dtype, network_of(pipe).device,
+                         config.resolution)
     check_base(config.model, weight_samples(base), Path(config.output_dir))
     return base
 
@@ -108,23 +109,26 @@ def evaluate_set(
     scorers: dict[str, Reward], # by name
     images: int, # of each prompt
     bases: dict, # evaluations of base models so far; filled
+    sampler: str = "training", # of `SAMPLERS`
 ) -> pd.DataFrame: # as from `compare`
     "A run against its base on one set. A base is evaluated once, for all runs that share it."
     warn_truncated(pipe, prompts)
     size = image_size(pipe)
     for scorer in scorers.values(): probe(scorer, prompts[0], size, min(images, 2))
     measure = partial(evaluate, prompts=prompts, scorers=scorers, config=config, images=images,
-                      keep=0)
-    way = config.num_inference_steps, config.guidance_scale, config.eta
+                      keep=0, sampler=sampler)
+    way = config.num_inference_steps, config.guidance_scale, config.eta, config.resolution, sampler
     key = config.model, config.dtype, *way, images, tuple(prompts), tuple(scorers)
     if key not in bases: bases[key] = measure(base_of(config, pipe), title=f"base on {name}")
     tuned = measure(pipe, title=f"{Path(config.output_dir).name} on {name}")
     return compare(bases[key], tuned, config, name)
 
 # %% ../nbs/25_evaluation.ipynb #68602315
-def experiment_name(run: str | Path, checkpoint: str) -> str: # a run folder; which model of it
+def experiment_name(run: str | Path, checkpoint: str, sampler: str) -> str: # as `evaluate_runs`
+    "The name of the run folder, and what differs from its final model and its own sampler."
     name = Path(run).resolve().name
-    return name if checkpoint == "final" else f"{name}/{checkpoint}"
+    if checkpoint != "final": name += f"/{checkpoint}"
+    return name if sampler == "training" else f"{name}/{sampler}"
 
 # %% ../nbs/25_evaluation.ipynb #f649a56e
 def evaluate_runs(
@@ -136,9 +140,11 @@ def evaluate_runs(
     device: str | None = None, # None: each run's own, or the best there is
     prompt_column: str | None = None, # of prompt files; None: as in each run
     model: str | None = None, # where the base of the runs is now; None: in its old place
-) -> pd.DataFrame: # the `COLUMNS` of 16; a row a run, set, scorer and prompt
+    samplers: str | list[str] = "training", # of `SAMPLERS`
+) -> pd.DataFrame: # the `COLUMNS` of 16 and sampler; a row a run, set, sampler, scorer and prompt
     """Runs against their base on the same seeds. The experiment has the name of the run folder.
     Raises `ValueError`, `OSError` or `RewardError`."""
+    for sampler in listed(samplers): lookup("sampler", sampler, SAMPLERS)
     check("images_per_prompt", images_per_prompt, dict(at_least=1, at_most=SEEDS_A_PROMPT))
     load, threads, bases, tables = cache(load_scorer), cache(RewardThreads), {}, []
     for run in listed(runs):
@@ -147,8 +153,11 @@ def evaluate_runs(
         for prompt_set, texts in load_sets(config, prompts, prompt_column).items():
             scorers = {name: threads(pipe.device)(scorer) for name, scorer
                        in load_scorers(config, rewards, load, texts).items()}
-            table = evaluate_set(pipe, config, texts, prompt_set, scorers, images, bases)
-            tables.append(table.assign(experiment=experiment_name(run, checkpoint)))
+            for sampler in listed(samplers):
+                table = evaluate_set(pipe, config, texts, prompt_set, scorers, images, bases,
+                                     sampler)
+                name = experiment_name(run, checkpoint, sampler)
+                tables.append(table.assign(experiment=name, sampler=sampler))
     return pd.concat(tables, ignore_index=True)
 
 # %% ../nbs/25_evaluation.ipynb #301ef832
@@ -170,7 +179,7 @@ def check_ways(
     model: str | None = None, # where their base is now; None: where each says
 ):
     "Raises `ValueError` for `runs` that sample in different ways: they have no base in common."
-    names, ways = ["model", "num_inference_steps", "guidance_scale", "eta"], {}
+    names, ways = ["model", "num_inference_steps", "guidance_scale", "eta", "resolution"], {}
     if model: names.remove("model")
     for label, run in runs.items():
         config = run_config(run)

@@ -9,9 +9,9 @@ __all__ = ['LEAST_STD', 'FLOW_ETA', 'WORDS', 'tiny_clip', 'tiny_t5', 'tiny_vae',
 # %% ../nbs/52_sdxl_sd3_flux.ipynb #75d8054a
 import copy, inspect
 import numpy as np, torch
-from torch import Tensor
+from torch import Tensor, nn
 from .emoji import ASSETS
-from .models import StableDiffusion
+from .models import StableDiffusion, image_sides, latent_shape
 from .policies import Condition
 from .rewards import lookup
 from .schedules import Schedule, flow_schedule
@@ -95,9 +95,7 @@ def tiny_flux(guidance_embeds: bool = True): # FLUX.1: dev; False: schnell
         axes_dims_rope=(4, 6, 6))
     vae = tiny_vae(16, scaling_factor=0.3611, shift_factor=0.1159)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=guidance_embeds)
-    pipe = FluxPipeline(scheduler, vae, clip, words, t5, pieces, transformer)
-    pipe.default_sample_size = 8 # 64 pixels; the pipeline of a real model has 128
-    return pipe
+    return FluxPipeline(scheduler, vae, clip, words, t5, pieces, transformer)
 
 # %% ../nbs/52_sdxl_sd3_flux.ipynb #55a55768
 def tiny_gemma(): # a language model and its tokenizer
@@ -111,7 +109,7 @@ def tiny_gemma(): # a language model and its tokenizer
 
 # %% ../nbs/52_sdxl_sd3_flux.ipynb #83bbffa8
 def tiny_sana(): # SANA
-    from diffusers import (AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline,
+    from diffusers import (AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline,
                            SanaTransformer2DModel)
     gemma, pieces = tiny_gemma()
     transformer = SanaTransformer2DModel(
@@ -122,7 +120,9 @@ def tiny_sana(): # SANA
     sides = {f"{side}_{name}": value for side in ("encoder", "decoder")
              for name, value in (sides | dict(block_types=["ResBlock"]*2)).items()}
     vae = AutoencoderDC(latent_channels=4, attention_head_dim=2, scaling_factor=0.41407, **sides)
-    return SanaPipeline(pieces, gemma, vae, transformer, FlowMatchEulerDiscreteScheduler(shift=3.0))
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True,
+                                            flow_shift=3.0)
+    return SanaPipeline(pieces, gemma, vae, transformer, scheduler)
 
 # %% ../nbs/52_sdxl_sd3_flux.ipynb #fa8c4853
 def tiny_pipeline(
@@ -135,7 +135,10 @@ def tiny_pipeline(
                   FluxPipeline=tiny_flux, SanaPipeline=tiny_sana)
     with torch.random.fork_rng(), quiet_loading():
         torch.manual_seed(seed)
-        return lookup("family with a tiny pipeline", kind, makers)()
+        pipe = lookup("family with a tiny pipeline", kind, makers)()
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module): part.eval()
+    return pipe
 
 # %% ../nbs/52_sdxl_sd3_flux.ipynb #ecb3fddf
 class StableDiffusionXL(StableDiffusion):
@@ -147,9 +150,8 @@ class StableDiffusionXL(StableDiffusion):
         if pipe.vae.config.force_upcast: pipe.vae.float() # in float16 it overflows
 
     def sizes(self, pipe, count: int) -> Tensor: # (N, 6): of the image, no crop, of the image
-        side = self.latent_shape(pipe)[-1]*pipe.vae_scale_factor
-        width = pipe.text_encoder_2.config.projection_dim
-        ids = pipe._get_add_time_ids((side, side), (0, 0), (side, side), torch.float32, width)
+        sides, width = image_sides(pipe), pipe.text_encoder_2.config.projection_dim
+        ids = pipe._get_add_time_ids(sides, (0, 0), sides, torch.float32, width)
         return ids.to(pipe.unet.device).expand(count, -1)
 
     def encode(self, pipe, prompts: list[str]) -> Condition: # N prompts -> N rows
@@ -201,12 +203,15 @@ class StableDiffusion3(StableDiffusion):
     def output(self, network, latents, timesteps, condition, guidance) -> Tensor: # like the latents
         return network(latents, timestep=timesteps, **condition, return_dict=False)[0]
 
-    def latent_shape(self, pipe) -> tuple[int, ...]: # (C, H, W) at the model's own resolution
-        size = pipe.transformer.config.sample_size
-        return self.channels(pipe), size, size
+    def multiple(self, pipe) -> int: # a side's, in pixels
+        return pipe.vae_scale_factor*pipe.transformer.config.patch_size
+
+    def largest(self, pipe) -> int | None: # side in pixels: of the places that the network knows
+        places = pipe.transformer.config.get("pos_embed_max_size")
+        return places and places*self.multiple(pipe)
 
     def levels(self, pipe, num_inference_steps: int) -> Tensor: # (T + 1,)
-        _, height, width = self.latent_shape(pipe)
+        _, height, width = latent_shape(pipe)
         patch = pipe.transformer.config.patch_size
         return noise_levels(pipe.scheduler, (height//patch)*(width//patch),
                             num_inference_steps=num_inference_steps)
@@ -231,12 +236,13 @@ class Flux(StableDiffusion3):
         tokens, pooled, _ = pipe.encode_prompt(prompts, None, pipe.transformer.device, 1)
         return dict(encoder_hidden_states=tokens, pooled_projections=pooled)
 
-    def latent_shape(self, pipe) -> tuple[int, ...]: # (C, H, W): tokens are made in `output`
-        size = pipe.default_sample_size
-        if size % 2:
-            raise ValueError(f"latents of {size}×{size} do not pack into tokens of 2×2: take a "
-                             "resolution that is a multiple of 16 pixels")
-        return pipe.vae.config.latent_channels, size, size
+    def multiple(self, pipe) -> int: return 2*pipe.vae_scale_factor # a side's, in pixels
+    def own_sides(self, pipe) -> tuple[int, ...]: # (H, W) of latents where no resolution is given
+        return (pipe.vae.config.sample_size//pipe.vae_scale_factor,)*2
+
+    def call(self, pipe, prompts: list[str], **given) -> Tensor: # x_0 of the pipeline's own call
+        sides = given["height"], given["width"]
+        return pipe._unpack_latents(super().call(pipe, prompts, **given), *sides, 8)
 
     def output(self, network, latents, timesteps, condition, guidance) -> Tensor: # like the latents
         from diffusers import FluxPipeline as stock
@@ -250,7 +256,7 @@ class Flux(StableDiffusion3):
         return stock._unpack_latents(output, 8*height, 8*width, 8)
 
     def levels(self, pipe, num_inference_steps: int) -> Tensor: # (T + 1,)
-        _, height, width = self.latent_shape(pipe)
+        _, height, width = latent_shape(pipe)
         sigmas = np.linspace(1.0, 1/num_inference_steps, num_inference_steps)
         return noise_levels(pipe.scheduler, height*width//4, sigmas=sigmas)
 
@@ -259,7 +265,6 @@ class Flux(StableDiffusion3):
         if scale != 1:
             raise ValueError(f"this model needs no guidance: guidance_scale must be 1, not {scale}")
         return 1.0, None
-
     def reader(self, pipe) -> tuple: return pipe.tokenizer_2, 512 # tokens that the pipeline reads
 
 # %% ../nbs/52_sdxl_sd3_flux.ipynb #99de0b6e
@@ -269,9 +274,10 @@ class Sana(StableDiffusion3):
 
     def prepare(self, pipe): # Euler steps in place of a solver that needs the steps before
         from diffusers import FlowMatchEulerDiscreteScheduler as Euler
-        if isinstance(pipe.scheduler, Euler): return
-        pipe.scheduler = Euler(shift=pipe.scheduler.config.flow_shift)
+        shift = pipe.scheduler.config.get("flow_shift") # of such a solver
+        if shift: pipe.scheduler = Euler(shift=shift)
 
+    def multiple(self, pipe) -> int: return 32 # a side's, in pixels: the pipeline refuses others
     def encode(self, pipe, prompts: list[str], instruct: bool = True) -> Condition: # N rows
         parameters = inspect.signature(type(pipe).__call__).parameters
         said = parameters["complex_human_instruction"].default if instruct else None
@@ -283,6 +289,9 @@ class Sana(StableDiffusion3):
     def output(self, network, latents, timesteps, condition, guidance) -> Tensor: # like the latents
         told = timesteps*network.config.timestep_scale
         return network(latents, timestep=told, **condition, return_dict=False)[0]
+
+    def call(self, pipe, prompts: list[str], **given) -> Tensor: # x_0 of the pipeline's own call
+        return super().call(pipe, prompts, use_resolution_binning=False, **given)
 
     def reader(self, pipe) -> tuple: return pipe.tokenizer, 300 # tokens that the pipeline reads
     def pixels(self, pipe, latents: Tensor) -> Tensor: # x_0 -> about [-1, 1], in the VAE's dtype

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LORA_TARGETS', 'LORA_FILE', 'add_lora', 'adapters_off', 'WithoutAdapter', 'make_policy', 'trains_adapter',
            'PipelineWorld', 'adapter_weights', 'save_finetuned', 'load_finetuned', 'put_lora', 'check_trainable',
-           'check_targets']
+           'check_targets', 'seconds_a_sample']
 
 # %% ../nbs/18_finetuning.ipynb #26c4fa84
 import copy
@@ -13,14 +13,15 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from timeit import timeit
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from .algorithm import check_random
 from .loading import quiet_loading
 from .models import (
-    Denoiser, decode_latents, encode_prompts, family_of, load_pipeline, network_of,
-    sampling_policy)
+    Denoiser, decode_latents, denoiser_of, encode_prompts, family_of, load_pipeline, network_of,
+    sampling_policy, stock_scheduler)
 from .policies import Condition, Policy
 from .rewards import brief
 
@@ -141,7 +142,7 @@ def save_finetuned(
                    for name, value in adapter_weights(pipe).items()}
         pipe.save_lora_weights(folder, **{f"{part}_lora_layers": weights})
     else:
-        with quiet_loading(): pipe.save_pretrained(folder)
+        with quiet_loading(), stock_scheduler(pipe): pipe.save_pretrained(folder)
     return Path(folder)
 
 # %% ../nbs/18_finetuning.ipynb #8cc447f5
@@ -153,13 +154,15 @@ def load_finetuned(
     base: str = "emoji", # the model that was finetuned, as in `load_pipeline`; for a LoRA only
     dtype: torch.dtype = torch.float32, # of the weights in memory, but for an adapter's
     device: str | torch.device = "cpu", # where it runs
+    resolution: int | None = None, # pixels a side of its images; None: the model's own
 ): # a stock diffusers pipeline
     "The finetuned model. Raises `ValueError` where there is none, and where a LoRA does not fit."
-    if (Path(folder)/"model_index.json").exists(): return load_pipeline(folder, dtype, device)
+    way = dtype, device, resolution
+    if (Path(folder)/"model_index.json").exists(): return load_pipeline(folder, *way)
     if not (Path(folder)/LORA_FILE).exists():
         raise ValueError(f"no finetuned model in {str(folder)!r}: "
                          f"expected {LORA_FILE} or model_index.json")
-    pipe = load_pipeline(base, dtype, device)
+    pipe = load_pipeline(base, *way)
     try: put_lora(pipe, Path(folder))
     except Exception as error:
         raise ValueError(f"{LORA_FILE} in {str(folder)!r} does not fit the model {base!r}, or is "
@@ -203,3 +206,16 @@ def check_targets(network: nn.Module, targets: tuple[str, ...]): # ends of names
     if unknown or not targets:
         raise ValueError("lora_targets must name layers of the network, such as "
                          f"{', '.join(LORA_TARGETS)}, not {', '.join(unknown) or 'nothing'}")
+
+# %% ../nbs/18_finetuning.ipynb #0a0b2724
+@torch.no_grad()
+def seconds_a_sample(pipe, samples: int) -> float: # a diffusers pipeline; in one call
+    "The time of the network for one sample, from a call on so many of them."
+    _, told = family_of(pipe).guidance(pipe, 1.0)
+    denoiser, condition = denoiser_of(pipe, None, told), encode_prompts(pipe, [""], warn=False)
+    condition = {name: row.expand(samples, *row.shape[1:]) for name, row in condition.items()}
+    latents = torch.randn(samples, *denoiser.latent_shape, device=denoiser.model.device)
+    timesteps = torch.full((samples,), 500., device=latents.device)
+    def call(): denoiser(latents, timesteps, condition).sum().item() # waits for the device
+    call()
+    return timeit(call, number=1)/samples

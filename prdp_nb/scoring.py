@@ -344,7 +344,7 @@ def reward_label(config: Config) -> str: # what a run's reward is called in its 
 
 def before_origin(table, folder: Path) -> dict: # a `BeforeAfter`, see below; of the run
     "What the measurement of the base depends on."
-    names = ("dtype", "num_inference_steps", "guidance_scale", "eta", "eval_images_per_prompt")
+    names = "resolution dtype num_inference_steps guidance_scale eta eval_images_per_prompt".split()
     first, found = folder/FIRST_FILE, {name: getattr(table.config, name) for name in names}
     found |= dict(scorers=list(table.scorers), prompts=table.prompts)
     return found | dict(first=checksum(first) if first.exists() else None)

@@ -21,10 +21,11 @@ from .algorithm import draw_prompts, epoch_row
 from .comparison import Evaluation, before_after, compare, evaluate, thin
 from .config import Config, unet_evaluations
 from .figures import contact_sheet, draw_curves, draw_gallery
+from .finetuning import seconds_a_sample
 from .learner import (
     BASE_FILE, FIRST_FILE, Learner, check_base, check_noise_floor, check_replicas, check_scores_of,
     first_scores, load_learner, usable_device, warn_of_skips, warn_of_spike)
-from .models import decode_latents, image_size, seconds_a_sample, warn_truncated
+from .models import decode_latents, family_of, image_size, warn_truncated
 from .processes import Elsewhere, join_ranks, make_accelerator
 from .prompts import load_prompts
 from .rewards import OBJECT, as_reward, written
@@ -321,8 +322,9 @@ def expected_seconds(
     config: Config,
 ) -> float: # of an epoch's calls of the network: without rewards, images and files
     "How long an epoch will take, from the time of one call of the network on a batch."
-    guided = 1 if config.guidance_scale == 1 else 2
-    forward, backward = unet_evaluations(config)
+    scale, _ = family_of(pipe).guidance(pipe, config.guidance_scale) # of two calls
+    guided = 1 if scale == 1 else 2
+    forward, backward = unet_evaluations(replace(config, guidance_scale=scale))
     passes = forward + (4 if config.gradient_checkpointing else 3)*backward
     return seconds_a_sample(pipe, config.batch_size*guided)*passes
 

@@ -7,6 +7,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/"benchmarks"))
 import beside_trl, epoch, our_epochs, subset, table
 from common import write_rows
+from prdp_nb.models import FAMILIES
 from prdp_nb.training import run_epoch
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,13 @@ def test_bare_calls_are_those_of_an_epoch(tmp_path):
     assert (epoch_row["forward"], epoch_row["trained"]) == (4*2, 2*2) # at T = 2 and with guidance: 2T to sample and 2T for the reference; 2T to learn
     assert 0 < epoch_row["decoding"] + epoch_row["reward"] + epoch_row["optimizer"] < epoch_row["seconds"]
     assert bare_row["kind"] == "bare" and bare_row["seconds"] > 0
+
+def test_every_other_family_is_measured(tmp_path):
+    rows = epoch.families(tmp_path, rounds=1, tiny=True)
+    assert [(row["family"], row["kind"]) for row in rows] == [(kind, work) for kind in FAMILIES if kind != "StableDiffusionPipeline" for work in ("epoch", "bare")]
+    evaluations = {row["family"]: (row["forward"], row["trained"]) for row in rows}
+    assert evaluations["StableDiffusionXLPipeline"] == (4*4, 2*4) and evaluations["FluxPipeline"][0] == 4 + evaluations["FluxPipeline"][1] # one call a step; the last is no cell
+    assert all(row["seconds"] > 0 for row in rows)
 
 def test_replayed_calls_are_the_recorded_ones(tmp_path):
     trainer = epoch.ready(epoch.config(tmp_path, **epoch.TINY))

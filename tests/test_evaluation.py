@@ -40,7 +40,7 @@ def test_the_command_makes_the_trainer_s_table_again(folder, tmp_path):
                   "--rewards", "emoji_score", "colourfulness", "--output", output, "--plot", plot)
     assert done.returncode == 0, done.stderr
     header, _, *summary = done.stdout.splitlines()
-    columns = "prompt_set scorer prompts base tuned gain low high win_rate".split()
+    columns = "sampler prompt_set scorer prompts base tuned gain low high win_rate".split()
     assert header == f"| {' | '.join(columns)} |"
     assert len(summary) == 2
     assert plot.exists()

@@ -168,7 +168,7 @@ def test_a_file_with_a_column_of_its_own_is_evaluated(name, run, tmp_path, capsy
     assert evaluate_command([*line, "--prompt_column", "caption", "--output", str(output)]) == 0
     assert read_table(output).prompt.tolist() == ["a fox", "a duck"]
     table = evaluate_runs(run, str(tmp_path/name), prompt_column="caption")
-    pd.testing.assert_frame_equal(table, read_table(output), atol=2e-3)
+    pd.testing.assert_frame_equal(table.drop(columns="sampler"), read_table(output), atol=2e-3)
     assert evaluate_command([*line, "--prompt_column", "captoin"]) == 1
     assert "it has no column 'captoin'" in capsys.readouterr().err
 

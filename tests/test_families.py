@@ -9,19 +9,20 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import patch
 
 import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers.models.normalization import RMSNorm
+from PIL import Image
 
 from prdp_nb import algorithm
-from prdp_nb.commands import train_command
+from prdp_nb.commands import sample_command, train_command
 from prdp_nb.config import Config
+from prdp_nb.evaluation import base_of, evaluate_runs
 from prdp_nb.families import FLOW_ETA, LEAST_STD, tiny_flux, tiny_pipeline
-from prdp_nb.finetuning import load_finetuned, make_policy, save_finetuned
+from prdp_nb.finetuning import load_finetuned, make_policy, save_finetuned, seconds_a_sample
 from prdp_nb.gradients import backward_log_probs
 from prdp_nb.learner import update_options
 from prdp_nb.loading import quiet_loading
@@ -30,34 +31,26 @@ from prdp_nb.models import (
     sample_latents, sampling_policy)
 from prdp_nb.policies import trainable_parameters
 from prdp_nb.processes import FSDP
-from prdp_nb.runs import read_metrics
+from prdp_nb.rewards import as_reward, compute_rewards
+from prdp_nb.runs import load_checkpoint, read_metrics
 from prdp_nb.training import Trainer
 from prdp_nb.trajectories import batch_noise, sample_rollout, score
 from test_memory import Held
 from test_processes import SAYS, as_flags, assert_close, torchrun, weights
 from test_resume import breaks, same
+from tiny_sd import write_tiny_pipeline
 
+ROOT = Path(__file__).parents[1]
 XL, SD3, FLUX = "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"
-SANA = "SanaPipeline"
+SANA, SD = "SanaPipeline", "StableDiffusionPipeline"
 NAMES = [XL, SD3, FLUX, "schnell", SANA]
-SCALE = {XL: 5.0, SD3: 4.0, FLUX: 3.5, "schnell": 1.0, SANA: 4.5} # a guidance scale of each
+SCALE = {SD: 7.0, XL: 5.0, SD3: 4.0, FLUX: 3.5, "schnell": 1.0, SANA: 4.5} # a guidance scale of each
 SIDE = {SANA: 32} # pixels of an image, where they are not 64
 PROMPTS, SEEDS = ["a painting of a fox", "a photo of a duck"], [5, 6]
 TINY = dict(
     epochs=2, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=4, lora_rank=2,
     batch_size=2, learning_rate=3e-2, reward="colourfulness", eval_images_per_prompt=1,
     eval_rewards=(), save_every=1, reward_retries=0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_flux():
-    "A pipeline of FLUX says 1024 pixels whatever its parts are. Here it says 64."
-    made = diffusers.FluxPipeline.__init__
-    @functools.wraps(made)
-    def small(self, *given, **named):
-        made(self, *given, **named)
-        self.default_sample_size = 8
-    with patch.object(diffusers.FluxPipeline, "__init__", small): yield
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +62,8 @@ def folders(tmp_path_factory):
             torch.manual_seed(1)
             pipe = tiny_flux(False) if name == "schnell" else tiny_pipeline(name)
             pipe.save_pretrained(place/name)
-    return {name: place/name for name in NAMES}
+    write_tiny_pipeline(place/SD)
+    return {name: place/name for name in (SD, *NAMES)}
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +83,14 @@ def prompts(tmp_path_factory):
     return path
 
 
-def stock(folder, lora=None):
-    "What diffusers alone makes of a folder; SDXL with DDIM, the others as they are saved."
+def stock(folder, lora=None, own_scheduler=False):
+    "What diffusers alone makes of a folder, with the scheduler of training or the one it has."
     kind = json.loads((folder/"model_index.json").read_text())["_class_name"]
     with quiet_loading():
         pipe = getattr(diffusers, kind).from_pretrained(folder)
-        if kind == XL:
+        if own_scheduler: pass
+        elif kind == SANA: pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+        elif kind in (SD, XL):
             options = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
                            clip_sample=False, set_alpha_to_one=False, steps_offset=1)
             pipe.scheduler = diffusers.DDIMScheduler(**options)
@@ -103,18 +99,18 @@ def stock(folder, lora=None):
     return pipe
 
 
-def paint(pipe, steps, scale, output_type="pil", eta=0.0):
+def paint(pipe, steps, scale, output_type="pil", eta=0.0, side=None):
     "The stock pipeline's images, or latents in rows and columns."
     kind = type(pipe).__name__
-    options = {XL: dict(eta=eta), FLUX: dict(max_sequence_length=512),
+    options = {SD: dict(eta=eta), XL: dict(eta=eta), FLUX: dict(max_sequence_length=512),
                SANA: dict(use_resolution_binning=False)}.get(kind, {})
-    side = SIDE.get(kind, 64)
+    side = side or SIDE.get(kind, 64)
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     with quiet_loading():
         images = pipe(PROMPTS, num_inference_steps=steps, guidance_scale=scale, height=side,
                       width=side, generator=generators, output_type=output_type, **options).images
     if (kind, output_type) != (FLUX, "latent"): return images
-    return pipe._unpack_latents(images, 64, 64, 8)
+    return pipe._unpack_latents(images, side, side, 8)
 
 
 def levels(images, others):
@@ -123,11 +119,11 @@ def levels(images, others):
     return max(np.abs(np.asarray(a, int) - np.asarray(b, int)).max() for a, b in pairs)
 
 
-def assert_same_latents(pipe, other, scale, steps=4, eta=0.0):
+def assert_same_latents(pipe, other, scale, steps=4, eta=0.0, side=None):
     "Ours from `pipe` are the stock ones of `other`."
     policy = sampling_policy(pipe, steps, scale, eta=eta)
     ours = sample_latents(policy, PROMPTS, encode_prompts(pipe, PROMPTS), SEEDS)
-    theirs = paint(other, steps, scale, "latent", eta)
+    theirs = paint(other, steps, scale, "latent", eta, side)
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() <= 1e-5*theirs.abs().max()
     return theirs
@@ -166,6 +162,30 @@ def test_the_images_are_those_of_the_stock_pipeline(name, folders, loaded):
     assert levels(ours, theirs) <= 1 and levels(ours[:1], ours[1:]) > 1
     side = SIDE.get(name, 64)
     assert ours[0].size == (side, side) and image_size(loaded[name]) == side
+
+
+OTHER_SIDE = {name: 64 if name == SANA else 96 for name in (SD, *NAMES)} # pixels
+
+
+@pytest.mark.parametrize("name", OTHER_SIDE)
+def test_at_another_resolution_the_latents_are_those_of_the_stock_pipeline(name, folders):
+    side = OTHER_SIDE[name]
+    pipe = load_pipeline(folders[name], resolution=side)
+    assert image_size(pipe) == side
+    assert_same_latents(pipe, stock(folders[name]), SCALE[name], side=side)
+    assert generate(pipe, PROMPTS[:1], SEEDS[:1], 2, SCALE[name])[0].size == (side, side)
+
+
+def test_a_run_keeps_its_resolution(folders, prompts, tmp_path):
+    fields = TINY | dict(model=folders[FLUX], prompts=prompts, guidance_scale=3.5, epochs=1,
+                         output_dir=tmp_path/"run", resolution=96)
+    assert train_command(as_flags(fields)) == 0
+    assert Image.open(tmp_path/"run/samples/epoch_0001.png").width % 96 == 0
+    image = tmp_path/"image.png"
+    assert sample_command([str(tmp_path/"run"), PROMPTS[0], "--output", str(image)]) == 0
+    assert Image.open(image).size == (96, 96)
+    config, pipe = load_checkpoint(tmp_path/"run")
+    assert image_size(pipe) == image_size(base_of(config, pipe)) == 96
 
 
 # The schedule, and the log-probs
@@ -322,6 +342,28 @@ def test_the_adapter_of_a_run_acts_in_the_stock_pipeline(name, runs, folders, lo
     assert levels(ours, generate(loaded[name], PROMPTS, SEEDS, 4, SCALE[name], eta=0.0)) > 1
 
 
+@pytest.mark.parametrize("name", [SD, *NAMES])
+def test_an_evaluation_by_the_pipeline_is_one_of_the_stock_pipeline(name, runs, folders, prompts):
+    "With the scheduler that it came with, and as many steps as it takes by itself."
+    options = dict(use_resolution_binning=False) if name == SANA else {}
+    def by_hand(lora=None):
+        generators = [torch.Generator().manual_seed(seed) for seed in (0, 1000)]
+        pipe, side = stock(folders[name], lora, own_scheduler=True), SIDE.get(name, 64)
+        with quiet_loading():
+            images = pipe(PROMPTS, guidance_scale=SCALE[name], generator=generators, height=side,
+                          width=side, **options).images
+        return compute_rewards(as_reward("colourfulness"), images, PROMPTS)
+    table = evaluate_runs(runs(name), str(prompts), "colourfulness",
+                          samplers=["training", "pipeline"])
+    assert table.sampler.tolist() == ["training"]*2 + ["pipeline"]*2
+    assert {*table.experiment} == {name, f"{name}/pipeline"}
+    trained, own = (table[table.sampler == sampler] for sampler in ("training", "pipeline"))
+    np.testing.assert_allclose(own.base, by_hand(), rtol=1e-6)
+    np.testing.assert_allclose(own.tuned, by_hand(runs(name)/"final"), rtol=1e-6)
+    assert (own.tuned - own.base).abs().min() > 1e-5*own.base.abs().max()
+    assert (own.base.to_numpy() - trained.base.to_numpy()).any()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_all_of_an_adapter_is_saved(name, fresh, folders, tmp_path):
     "What stock diffusers makes of the file is what the model in memory makes."
@@ -333,7 +375,7 @@ def test_all_of_an_adapter_is_saved(name, fresh, folders, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_full_finetune_is_saved_and_loaded(name, fresh, tmp_path):
+def test_a_full_finetune_is_saved_and_loaded(name, fresh, folders, tmp_path):
     pipe = fresh(name)
     policy = make_policy(pipe, 3, SCALE[name], adapter="full")
     condition, seeds = encode_prompts(pipe, PROMPTS), torch.arange(4).view(2, 2)
@@ -348,6 +390,8 @@ def test_a_full_finetune_is_saved_and_loaded(name, fresh, tmp_path):
     assert torch.equal(score(policy.as_reference(), rollout), rollout.log_probs)
     save_finetuned(pipe, policy, tmp_path)
     back, other = load_pipeline(tmp_path), stock(tmp_path)
+    came, saved = (stock(place, own_scheduler=True).scheduler for place in (folders[name], tmp_path))
+    assert type(came) is type(saved) and came.config == saved.config
     wanted, found = (network_of(each).state_dict() for each in (pipe, back))
     assert wanted.keys() == found.keys()
     assert all(torch.equal(wanted[key], found[key]) for key in wanted)
@@ -355,7 +399,7 @@ def test_a_full_finetune_is_saved_and_loaded(name, fresh, tmp_path):
     assert_same_latents(back, other, SCALE[name])
 
 
-@pytest.mark.parametrize("name", [SD3])
+@pytest.mark.parametrize("name", [XL, SD3, FLUX, SANA])
 def test_what_autograd_holds_does_not_depend_on_T(name, fresh):
     def held_bytes(steps):
         "The most bytes that autograd holds at once during an update."
@@ -369,6 +413,26 @@ def test_what_autograd_holds_does_not_depend_on_T(name, fresh):
         return Held.peak
     few, many = held_bytes(5), held_bytes(30)
     assert few > 1e6 and many == pytest.approx(few, rel=0.01)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_time_of_a_call_is_measured(name, loaded):
+    assert seconds_a_sample(loaded[name], 1) > 0
+
+
+def test_the_cells_for_colab_run(folders, prompts, tmp_path, monkeypatch):
+    "Those that the page leaves out, on a small model and the CPU."
+    cells = json.loads((ROOT/"nbs/52_sdxl_sd3_flux.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells]
+    code = [text for text in code if text.startswith("#| eval: false\n")]
+    preset = Config.preset
+    small = TINY | dict(model=folders[XL], prompts=prompts, output_dir=tmp_path/"run",
+                        resolution=96, dtype="float32", chunk_size=4, gradient_checkpointing=False)
+    monkeypatch.setattr(Config, "preset", lambda name, **named: preset(name, **named | small))
+    page = dict(load_pipeline=load_pipeline, diffusers=diffusers, torch=torch)
+    for text in code: exec(text.replace('"cuda"', '"cpu"').replace("bfloat16", "float32"), page)
+    assert len(code) == 4 and page["table"].sampler.tolist() == ["training"]*2 + ["pipeline"]*2
+    assert page["run"] == tmp_path/"run" and (page["run"]/"final").exists()
 
 
 # What is refused
@@ -403,6 +467,39 @@ FAULTS = { # of a saved pipeline, or of what is asked of it -> what is said
         FLUX, lambda pipe: with_scheduler(pipe, diffusers.DDIMScheduler()), {},
         "a flow is sampled at the levels of a FlowMatchEulerDiscreteScheduler, not of a "
         "DDIMScheduler"),
+    "SDXL with a flow's scheduler": (
+        XL, lambda pipe: with_scheduler(pipe, diffusers.FlowMatchEulerDiscreteScheduler()), {},
+        "a StableDiffusionXLPipeline is sampled on the noise schedule of a diffusion model, and a "
+        "FlowMatchEulerDiscreteScheduler has none"),
+    "SANA with DDIM": (
+        SANA, lambda pipe: with_scheduler(pipe, diffusers.DDIMScheduler()), {},
+        "a flow is sampled at the levels of a FlowMatchEulerDiscreteScheduler, not of a "
+        "DDIMScheduler"),
+    "SD 3 with latents of an odd size": (
+        SD3, lambda pipe: pipe.transformer.register_to_config(sample_size=9), {},
+        "images of 72×72 pixels do not fit this StableDiffusion3Pipeline: each side must be a "
+        "multiple of 16, at most 128"),
+    "FLUX of another size": (
+        FLUX, lambda pipe: pipe.vae.register_to_config(sample_size=56), {},
+        "images of 56×56 pixels do not fit this FluxPipeline: each side must be a multiple of 16"),
+    "SD at 100 pixels": (
+        SD, None, dict(resolution=100), "images of 100×100 pixels do not fit this "
+        "StableDiffusionPipeline: each side must be a multiple of 8; choose another"),
+    "SDXL at 100 pixels": (
+        XL, None, dict(resolution=100), "images of 100×100 pixels do not fit this "
+        "StableDiffusionXLPipeline: each side must be a multiple of 8; choose another"),
+    "SD 3 at 72 pixels": (
+        SD3, None, dict(resolution=72), "images of 72×72 pixels do not fit this "
+        "StableDiffusion3Pipeline: each side must be a multiple of 16, at most 128"),
+    "SD 3 at 144 pixels": (
+        SD3, None, dict(resolution=144), "images of 144×144 pixels do not fit this "
+        "StableDiffusion3Pipeline: each side must be a multiple of 16, at most 128"),
+    "FLUX at 72 pixels": (
+        FLUX, None, dict(resolution=72), "images of 72×72 pixels do not fit this FluxPipeline: "
+        "each side must be a multiple of 16; choose another"),
+    "SANA at 33 pixels": (
+        SANA, None, dict(resolution=33), "images of 33×33 pixels do not fit this SanaPipeline: "
+        "each side must be a multiple of 32; choose another"),
     "one step of a flow": (
         SD3, None, dict(num_inference_steps=1),
         "all 1 steps of the policy are deterministic (s = 0), so nothing has a log-probability: "
@@ -433,7 +530,7 @@ def test_a_fault_is_one_clear_line(fault, folders, prompts, tmp_path, capsys):
     assert train_command(as_flags(given)) != 0
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("prdp_train: error: ") and said in last
-    assert not (tmp_path/"run"/"final").exists()
+    assert not (tmp_path/"run").exists()
 
 
 def test_a_family_that_is_not_supported_is_told_those_that_are(tmp_path):
@@ -453,11 +550,10 @@ def test_a_policy_that_draws_nothing_is_refused(fresh):
             make_policy(fresh(name), 4, 1.0, eta=1.5)
 
 
-def test_latents_that_do_not_pack_are_refused(fresh):
-    pipe = fresh(FLUX)
-    pipe.default_sample_size = 7
-    with pytest.raises(ValueError, match="latents of 7×7 do not pack .* multiple of 16 pixels"):
-        sampling_policy(pipe, 4, 1.0)
+def test_a_tiny_pipeline_is_ready_to_be_sampled():
+    for name in FAMILIES.keys() - {SD}:
+        parts = tiny_pipeline(name).components.values()
+        assert not any(part.training for part in parts if isinstance(part, torch.nn.Module))
 
 
 # Two processes

@@ -20,7 +20,7 @@ venv: .venv/.installed ## make .venv and install the project with its pinned dev
 demo: venv ## finetune the embedded model with PRDP on the CPU, pictures and table included
 	$(BIN)/prdp_train --preset emoji_small
 
-test: venv ## sync, README, lint, every notebook, every test
+test: venv ## sync, README, lint, every notebook, the website, every test
 	.ci/check_sync
 	$(BIN)/python tools/readme.py --check
 	$(BIN)/python tools/house.py --check
@@ -48,10 +48,8 @@ export: venv ## write the modules anew from the notebooks, and clean these
 readme: venv ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py
 
-docs: venv ## the website, in _docs (needs quarto)
-	@command -v quarto >/dev/null || { echo 'make docs needs quarto on the PATH' >&2; exit 1; }
-	touch README.md # newer than the notebook, so that nbdev leaves it as it is
-	$(BIN)/nbdev_docs
+docs: venv ## the website, in _docs/html
+	$(BIN)/python tools/website.py
 
 build: venv ## the wheel and the source archive, in dist
 	rm -rf build dist

@@ -51,7 +51,7 @@ def markdown(notebook: Path) -> list[str]: # its cells of prose
 def test_chapter_opens_and_ends_like_one(notebook, after):
     title, opening, *rest = markdown(notebook)
     badge = rf"\[!\[Open In Colab\]\(\S+\)\]\(https://colab.research.google.com/github/prdp-nb/prdp_nb/blob/main/nbs/{notebook.name}\)"
-    assert re.fullmatch(r"# .+\n\n> .+", title), "the website makes the first cell its title, and drops what else is in it"
+    assert re.fullmatch(r"# .+\n\n> .+", title), "a chapter begins with its title and a line on what it is about"
     assert re.match(rf"{badge}\n\n\*\*What you will learn\.\*\* ", opening)
     for part in (r"\*\*(What is e|E)xported\.\*\*", r"\*\*(How long it (runs|takes)|Time)\.\*\*"): assert re.search(part, opening), part
     ending = "\n\n".join(rest).partition("## What was learnt\n")[2]

@@ -15,13 +15,18 @@ def from_root(
     if re.match(r"[a-z]+:|[#/]", link): return link
     return posixpath.normpath(posixpath.join("nbs", link))
 
-def readme(notebook: nbformat.NotebookNode) -> str: # Markdown
-    "Hidden cells and nbdev's directives left out, relative links seen from the root."
+def shown(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode: # the same
+    "Leaves out hidden cells and nbdev's directives."
     notebook.cells = [cell for cell in notebook.cells if not re.match(r"#\|\s*hide\b", cell.source)]
     for cell in notebook.cells:
-        if cell.cell_type == "markdown": cell.source = LINK.sub(lambda m: m[1] + from_root(m[2]), cell.source)
-        else: cell.source = re.sub(r"^#\|.*\n", "", cell.source, flags=re.M)
+        if cell.cell_type == "code": cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
     notebook.metadata.language_info = {"name": "python"} # names the language of the code blocks
+    return notebook
+
+def readme(notebook: nbformat.NotebookNode) -> str: # Markdown
+    "What a reader is to see, relative links seen from the root."
+    for cell in shown(notebook).cells:
+        if cell.cell_type == "markdown": cell.source = LINK.sub(lambda m: m[1] + from_root(m[2]), cell.source)
     markdown, resources = MarkdownExporter().from_notebook_node(notebook)
     if resources["outputs"]: raise ValueError("index.ipynb holds pictures as outputs: save them in nbs/images and link them instead")
     return HEADER + re.sub(r"\n{3,}```", "\n\n```", markdown.strip()) + "\n"

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SEEDS_A_PROMPT', 'SAMPLERS', 'COLUMNS', 'RUN', 'BY', 'CENTRAL', 'fixed_seeds', 'Evaluation', 'by_training',
-           'by_pipeline', 'evaluate', 'check_same', 'compare', 'text_rows', 'read_rows', 'read_table', 'check_gains',
-           'gain_matrix', 'resampled_means', 'win_rate', 'summary_row', 'summarise', 'as_markdown', 'before_after',
-           'contrast', 'compare_methods', 'thin', 'digest', 'dump_evaluation', 'load_evaluation']
+           'evaluate', 'check_same', 'compare', 'text_rows', 'read_rows', 'read_table', 'check_gains', 'gain_matrix',
+           'resampled_means', 'win_rate', 'summary_row', 'summarise', 'as_markdown', 'before_after', 'contrast',
+           'compare_methods', 'thin', 'digest', 'dump_evaluation', 'load_evaluation']
 
 # %% ../nbs/16_comparison.ipynb #2626a350
 import csv, hashlib, json
@@ -41,18 +41,21 @@ class Evaluation:
     scores: dict[str, np.ndarray] # scorer -> (P, I): I images of each prompt
     images: list[Image.Image] # the first image of each of the first prompts
 
+def by_training(
+    pipe, # a diffusers pipeline
+    prompts: list[str], # M prompts
+    seeds: list[int], # M seeds
+    c, # a `Config`
+    progress, # called with the number of new images after each batch
+) -> list[Image.Image]: # M RGB images, sampled as in training
+    return generate(pipe, prompts, seeds, c.num_inference_steps, c.guidance_scale, c.batch_size,
+                    progress, False, **c.sampler)
+
+SAMPLERS = dict( # name -> a function as `by_training`; the second is the pipeline's own call
+    training=by_training, pipeline=lambda pipe, prompts, seeds, c, progress: generate_stock(
+        pipe, prompts, seeds, c.guidance_scale, c.batch_size, progress))
+
 # %% ../nbs/16_comparison.ipynb #b77d2ecb
-def by_training(pipe, prompts: list[str], seeds: list[int], config, progress) -> list[Image.Image]:
-    "Images of `generate`, with the steps of a `Config`."
-    return generate(pipe, prompts, seeds, config.num_inference_steps, config.guidance_scale,
-                    config.batch_size, progress, False, **config.sampler)
-
-def by_pipeline(pipe, prompts: list[str], seeds: list[int], config, progress) -> list[Image.Image]:
-    "Images of `generate_stock`, with the guidance of a `Config`."
-    return generate_stock(pipe, prompts, seeds, config.guidance_scale, config.batch_size, progress)
-
-SAMPLERS = dict(training=by_training, pipeline=by_pipeline)
-
 def evaluate(
     pipe, # a diffusers pipeline
     prompts: list[str], # P

@@ -138,7 +138,7 @@ def labelled_images(
     pipe, # of this world, finetuned or not
     prompts: list[str], # N sentences
     settings: Sequence[tuple[int, float]], # steps and guidance of each of a prompt's B images
-    seed: int,
+    seed: int, # of their noise
 ) -> Labelled:
     "Images that a model makes of some prompts, and the truth about them."
     truth, columns = EmojiTruth(), []
@@ -356,7 +356,7 @@ def learnt_images(
     assets: Path, # holds `pipeline` and `scorer.safetensors`
     folder: Path, # of the run
     prompts: list[str], # to train on, and to paint
-    seed: int,
+    seed: int, # of the run and of the images
     **fields, # of the run's `Config`
 ) -> Labelled:
     "What a policy paints that was finetuned on a scorer."

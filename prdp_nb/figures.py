@@ -164,17 +164,19 @@ def contact_sheet(
 
 # %% ../nbs/17_figures.ipynb #eee95907
 def draw_curves(
-    metrics: pd.DataFrame, # of one run, a row an epoch
+    metrics: pd.DataFrame, # of one run, E rows, one an epoch
     path: Path, # a PNG
+    base=None, # (E,) the base model's mean reward on each epoch's prompts; None: it is not known
 ):
-    """The reward over reward queries (mean, and standard deviation as a band), with the KL and the
-    clipped share below."""
+    """Over reward queries: the reward, less the base model's on the same prompts where that is
+    known (each epoch thin, the mean of the last five thick); the KL; the clipped share."""
     figure, x = blank_figure(6, 6, dpi=80), metrics["reward_queries"]
     reward, kl, clipped = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1, 1))
-    mean, std = metrics["reward_mean"], metrics["reward_std"]
-    reward.plot(x, mean, marker=".")
-    reward.fill_between(x, mean - std, mean + std, alpha=0.2)
-    reward.set_ylabel("reward")
+    mean = metrics["reward_mean"] - (0 if base is None else base)
+    reward.plot(x, mean, marker=".", linewidth=0.8, color="C0", alpha=0.5)
+    reward.plot(x, mean.rolling(5, min_periods=1).mean(), linewidth=2.5, color="C0")
+    reward.set_ylabel("reward" if base is None else "reward gained on the base model")
+    if base is not None: reward.axhline(0, color="grey", linewidth=0.8)
     kl.plot(x, metrics["kl"], marker=".", color="C1")
     kl.set_ylabel("KL (nats)")
     clipped.plot(x, metrics["clip_fraction"], marker=".", color="C2")

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['collect_and_update', 'training_prompts', 'Trainer', 'warn_of_equal_rewards', 'describe_epoch', 'check_noise',
            'check_unchanged', 'note_first', 'check_run', 'find_start', 'open_folder', 'begin', 'restore', 'record',
-           'run_epoch', 'run_epochs', 'draw_run', 'finish', 'train_from', 'expected_seconds', 'save_rest', 'end_early',
-           'rescue', 'resumed_task']
+           'run_epoch', 'run_epochs', 'base_means', 'draw_run', 'finish', 'train_from', 'expected_seconds', 'save_rest',
+           'end_early', 'rescue', 'resumed_task']
 
 # %% ../nbs/24_training.ipynb #b5c1f361
 import math, time, warnings
@@ -280,13 +280,25 @@ def run_epochs(trainer: Trainer):
             bar.set_postfix(reward=f"{row['reward_mean']:.4g}", kl=f"{row['kl']:.3g}")
 
 # %% ../nbs/24_training.ipynb #a08560d7
+def base_means(
+    trainer: Trainer,
+) -> list[float] | None: # of the epochs so far; None: the base was not measured on all prompts
+    "The base model's mean reward on the prompts of each epoch."
+    c, prompts, before = trainer.config, trainer.collector.prompts, trainer.before
+    means = dict(zip(before.prompts, before.scores[trainer.table.label].mean(1)))
+    if not means.keys() >= {*prompts} or c.on_reward_error == "skip_prompt": return None
+    drawn = (draw_prompts(prompts, c.prompts_per_epoch, c.seed, epoch)
+             for epoch in range(trainer.progress.epochs))
+    return [sum(means[prompt] for prompt in some)/len(some) for some in drawn]
+
 def draw_run(
     trainer: Trainer,
     now: Evaluation, # of the model as it is
 ):
     "Draw the curves and the gallery of the run, as far as it has come."
     folder = trainer.folder
-    if trainer.progress.epochs: draw_curves(read_metrics(folder), folder/"curves.png")
+    if trainer.progress.epochs:
+        draw_curves(read_metrics(folder), folder/"curves.png", base_means(trainer))
     draw_gallery(trainer.before, now, trainer.table.label, folder/"gallery.png")
 
 # %% ../nbs/24_training.ipynb #24a0c00f

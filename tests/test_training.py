@@ -24,7 +24,7 @@ from prdp_nb.policies import trainable_parameters
 from prdp_nb.prompts import load_prompts
 from prdp_nb.rewards import RewardError, as_reward, compute_rewards
 from prdp_nb.runs import read_metrics
-from prdp_nb.training import Trainer
+from prdp_nb.training import Trainer, base_means
 
 TINY = dict(epochs=2, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2,
             learning_rate=1e-2, eval_images_per_prompt=1, eval_rewards=("emoji_score",),
@@ -338,3 +338,19 @@ def test_the_plain_loop_and_the_trainer_end_at_the_same_bits(prompt_file, tmp_pa
         assert torch.equal(ours, theirs)
     for name in rows[0]: assert metrics[name].tolist() == [row[name] for row in rows]
     assert metrics["kl"].iloc[-1] != 0 and metrics["clip_fraction"].max() > 0
+
+
+def test_the_curve_is_less_the_base_where_that_is_known_on_all_prompts(tiny, tmp_path):
+    "With a learning rate of nearly 0 the model stays its base; then only noise is left of a curve."
+    def by_prompt(images, prompts): return [float(len(prompt)) for prompt in prompts]
+    known = Trainer(tiny(epochs=3, learning_rate=1e-12), reward=by_prompt)
+    known.train()
+    gained = read_metrics(tmp_path/"run").reward_mean - base_means(known)
+    assert len(gained) == 3 and gained.abs().max() < 1e-6
+    assert read_metrics(tmp_path/"run").reward_mean.nunique() > 1 # epochs draw other prompts
+    few = tmp_path/"few.txt"
+    few.write_text("a painting of a fox\n")
+    other = Trainer(tiny(output_dir=str(tmp_path/"other"), eval_prompts=str(few)),
+                    reward=by_prompt)
+    other.train()
+    assert base_means(other) is None

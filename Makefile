@@ -34,6 +34,7 @@ oldest: ## the tests of models, training and processes with the oldest releases 
 
 bench: venv ## measure what training costs and write benchmarks/README.md: over an hour, and an environment with TRL
 	$(BIN)/python benchmarks/epoch.py bare
+	$(BIN)/python benchmarks/epoch.py families
 	$(BIN)/python benchmarks/epoch.py memory
 	$(BIN)/python benchmarks/epoch.py growth
 	$(BIN)/python benchmarks/beside_trl.py

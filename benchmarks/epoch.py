@@ -82,7 +82,7 @@ def of_family(kind: str, folder: Path, tiny: bool) -> Config: # a run of a small
         if not tiny: setattr(pipe, family_of(pipe).network, type(network).from_config(network.config, **DEEPER[kind]))
         pipe.save_pretrained(folder/kind)
     (folder/"prompts.txt").write_text("a painting of a fox\na photo of a duck")
-    size = dict(images_per_prompt=2, num_inference_steps=4) if tiny else dict(images_per_prompt=4, num_inference_steps=10)
+    size = dict(images_per_prompt=2, num_inference_steps=4) if tiny else dict(images_per_prompt=4, num_inference_steps=20) # steps of the presets
     return config(folder/f"run_{kind}", model=str(folder/kind), prompts=str(folder/"prompts.txt"), reward="colourfulness", prompts_per_epoch=1, **size)
 
 def families(folder: Path, rounds: int, tiny: bool) -> list[dict]:

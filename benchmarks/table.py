@@ -39,6 +39,13 @@ def bare(table: pd.DataFrame) -> str:
             f"Ratio **{epoch.seconds.median()/alone.seconds.median():.3f}** (single rounds: {', '.join(f'{r:.3f}' for r in ratios)}); the aim is at most 1.10. What lies between the rounds is the machine's noise, and so would be a ratio below 1. Of the epoch, "
             + ", ".join(f"{name} takes {share:.1%}" for name, share in parts.items()) + f".\n\n{where(table)}")
 
+def families(table: pd.DataFrame) -> str:
+    seconds = table.pivot(index=["family", "turn"], columns="kind", values="seconds")
+    rows = [dict(family=name.removesuffix("Pipeline"), epoch=f"{part.epoch.median():.2f} s", calls=f"{part.bare.median():.2f} s",
+                 ratio=f"{(part.epoch/part.bare).median():.3f}", rounds=", ".join(f"{r:.2f}" for r in part.epoch/part.bare)) for name, part in seconds.groupby("family", sort=False)]
+    return ("`python benchmarks/epoch.py families`: an epoch of each family (a small random network with LoRA, 4 pictures, T = 20) and its network calls alone, in turns. Here the ratio is the median of the rounds', "
+            f"for their scatter is the machine's; the aim is at most 1.05.\n\n{markdown(rows)}\n\n{where(table)}")
+
 def memory(table: pd.DataFrame) -> str:
     first = table.megabytes[table.work == "update"].iloc[0]
     rows = [{"what": NAMES[r.work], "T": r.steps, "MB": f"{r.megabytes:.0f}", "over the first": f"{r.megabytes/first:.2f}"} for r in table.itertuples()]
@@ -114,7 +121,7 @@ def gpu(results: Path) -> str: # of gpu_check.json, where a GPU wrote it
     return (f"`python benchmarks/gpu_check.py`: true sizes, random weights, {at['dtype']}, LoRA, gradient checkpointing; memory is that of a backward pass, and holds the weights. Images a second are of latents, with guidance.\n\n{markdown(rows)}\n\n"
             f"Two epochs of the embedded model on GPU and CPU are {apart}.\n\n{where(pd.DataFrame([at]), ', ' + at['device'])}")
 
-PARTS = dict(bare=("An epoch beside its UNet calls", bare), beside_trl=("Beside TRL", beside_trl), memory=("Memory against T", memory), growth=("Growth", growth), subset=("A share of the steps, in equal time", subset))
+PARTS = dict(bare=("An epoch beside its UNet calls", bare), families=("Other families", families), beside_trl=("Beside TRL", beside_trl), memory=("Memory against T", memory), growth=("Growth", growth), subset=("A share of the steps, in equal time", subset))
 OTHER = "\n## A prompt set of a million\n\n`python benchmarks/prompts.py` prints what reading it and drawing from it costs.\n"
 
 def page(results: Path) -> str:

@@ -42,9 +42,9 @@ def bare(table: pd.DataFrame) -> str:
 def families(table: pd.DataFrame) -> str:
     seconds = table.pivot(index=["family", "turn"], columns="kind", values="seconds")
     rows = [dict(family=name.removesuffix("Pipeline"), epoch=f"{part.epoch.median():.2f} s", calls=f"{part.bare.median():.2f} s",
-                 ratio=f"{(part.epoch/part.bare).median():.3f}", rounds=", ".join(f"{r:.2f}" for r in part.epoch/part.bare)) for name, part in seconds.groupby("family", sort=False)]
-    return ("`python benchmarks/epoch.py families`: an epoch of each family (a small random network with LoRA, 4 pictures, T = 20) and its network calls alone, in turns. Here the ratio is the median of the rounds', "
-            f"for their scatter is the machine's; the aim is at most 1.05.\n\n{markdown(rows)}\n\n{where(table)}")
+                 ratio=f"{part.epoch.median()/part.bare.median():.3f}", rounds=", ".join(f"{r:.2f}" for r in part.epoch/part.bare)) for name, part in seconds.groupby("family", sort=False)]
+    return ("`python benchmarks/epoch.py families`: an epoch of each family (a small random network with LoRA, 4 pictures, T = 20) and its network calls alone, in turns. "
+            f"The rounds scatter with the machine; the aim is at most 1.05.\n\n{markdown(rows)}\n\n{where(table)}")
 
 def memory(table: pd.DataFrame) -> str:
     first = table.megabytes[table.work == "update"].iloc[0]

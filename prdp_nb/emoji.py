@@ -108,7 +108,7 @@ def hashed_prompts() -> tuple[list[str], list[str]]: # of known animals and pair
         split[frozenset(scenes()[prompt].animals) in held_out_pairs()].append(prompt)
     return split[False], split[True]
 
-# %% ../nbs/12_emoji.ipynb #b0c56d57
+# %% ../nbs/12_emoji.ipynb #bfc9703d
 @lru_cache(maxsize=None)
 def prompt_splits() -> dict[str, list[str]]: # set name -> prompts in a fixed order
     "The prompt sets of the emoji world, in the shape of the paper's (§5.1)."
@@ -145,13 +145,13 @@ OF_A_PAIR = {"small": (24,), "large": (32,), "": (24, 32)}
 
 def places(
     alone: bool, # in the whole image; else in one half of it
+    side: int, # 0 left, 1 right
     size: int, # pixels of the sprite
-) -> tuple[range, range]: # columns and rows of the grid on which its corner may stand
-    middle = (IMAGE_SIZE - size)//2//GRID
-    columns = range(middle, middle + 1) if alone else range((IMAGE_SIZE//2 - size)//GRID + 1)
-    return columns, range(middle, middle + 2)
+) -> tuple[range, range]: # x and y of its corner in pixels, on the grid
+    left, middle = side*IMAGE_SIZE//2, (IMAGE_SIZE - size)//2//GRID*GRID
+    row = range(left, left + IMAGE_SIZE//2 - size + 1, GRID)
+    return range(middle, middle + 1) if alone else row, range(middle, middle + GRID + 1, GRID)
 
-# %% ../nbs/12_emoji.ipynb #700e08f5
 def placements(
     scene: Scene,
     rng: np.random.Generator,
@@ -160,8 +160,7 @@ def placements(
     alone, placed = len(scene.animals) == 1, []
     for side, (animal, word) in enumerate(zip(scene.animals, scene.sizes)):
         size = int(rng.choice((ALONE if alone else OF_A_PAIR)[word]))
-        column, row = (int(rng.choice(few)) for few in places(alone, size))
-        placed.append((animal, size, GRID*column + side*IMAGE_SIZE//2, GRID*row))
+        placed.append((animal, size, *(int(rng.choice(few)) for few in places(alone, side, size))))
     return placed
 
 # %% ../nbs/12_emoji.ipynb #f2e331bd
@@ -282,8 +281,7 @@ class EmojiAesthetic(Reward):
         device="cpu", # where it runs
     ):
         self.scorer = EmojiScore(device)
-        self.head = load_weights(make_aesthetic_head(), ASSETS/"aesthetic.safetensors")
-        self.head.to(device)
+        self.head = load_weights(make_aesthetic_head(), ASSETS/"aesthetic.safetensors").to(device)
 
     @torch.no_grad()
     def __call__(self,
@@ -353,8 +351,7 @@ class EmojiJudge(Reward):
         images, # list of M PIL images
         prompts, # list of M sentences of the grammar
     ) -> list[float]: # M fidelities
-        scenes = map(parse_prompt, prompts)
-        return [fidelity(seen, scene) for seen, scene in zip(self.read(images), scenes)]
+        return [fidelity(*pair) for pair in zip(self.read(images), map(parse_prompt, prompts))]
 
 # %% ../nbs/12_emoji.ipynb #af8bbe61
 @lru_cache(maxsize=32)
@@ -362,9 +359,9 @@ def allowed_layers(
     scene: Scene,
 ) -> np.ndarray: # (P, 64, 64, 4) float32: colour times opacity in [0, 255], opacity in [0, 1]
     "Every image that `render` can draw of a scene, without its background."
-    alone, words = len(scene.animals) == 1, ALONE if len(scene.animals) == 1 else OF_A_PAIR
-    choices = [[(animal, size, GRID*column + side*IMAGE_SIZE//2, GRID*row)
-                for size in sorted({*words[word]}) for column, row in product(*places(alone, size))]
+    alone = len(scene.animals) == 1
+    choices = [[(animal, size, *at) for size in sorted({*(ALONE if alone else OF_A_PAIR)[word]})
+                for at in product(*places(alone, side, size))]
                for side, (animal, word) in enumerate(zip(scene.animals, scene.sizes))]
     layers = np.zeros((math.prod(map(len, choices)), IMAGE_SIZE, IMAGE_SIZE, 4), np.float32)
     for layer, placed in zip(layers, product(*choices)):
@@ -389,8 +386,8 @@ class EmojiTruth(Reward):
         border = np.concatenate([*image[[0, -1]], *image[1:-1, [0, -1]].swapaxes(0, 1)])
         asked = np.array(COLOURS.get(scene.background, PAPER), np.float32)
         colour = np.median(border, 0).clip(asked - 6, asked + 6)
-        layers = allowed_layers(scene)
-        allowed = layers[..., :3] + (1 - layers[..., 3:])*colour
+        ink, opacity = np.split(allowed_layers(scene), [3], axis=-1)
+        allowed = ink + (1 - opacity)*colour
         error, contrast = (np.square(allowed - other).mean((1, 2, 3)) for other in (image, colour))
         truths = 1 - error/contrast.clip(LEAST_CONTRAST)
         best = truths.argmax()
@@ -399,6 +396,6 @@ class EmojiTruth(Reward):
     def __call__(self,
         images, # list of M PIL images
         prompts, # list of M sentences of the grammar
-    ) -> list[float]: # M numbers in [-1, 1]: 1 is perfect, 0 an empty canvas
+    ) -> list[float]: # M numbers in [-1, 1]: 1 is perfect
         pixels = (as_pixels(images) + 1).permute(0, 2, 3, 1).numpy()*127.5
         return [max(-1.0, self.nearest(image, prompt)[0]) for image, prompt in zip(pixels, prompts)]

@@ -96,6 +96,9 @@ class TaskOptions:
     resolution: int | None = option(None,
         "pixels a side of the images, which are square; the model's own size where not given",
         at_least=1)
+    max_sequence_length: int | None = option(None,
+        "tokens of a prompt that T5 or Gemma reads, in SD 3, FLUX and SANA; as many as the "
+        "pipeline's own default where not given", at_least=1, at_most=512)
     reward: str = option("emoji_score",
         "what to maximise: a reward by name, the URL of a scoring service, or a weighted sum such "
         "as '10*emoji_score + 2*jpeg_compressibility'")
@@ -197,6 +200,11 @@ class CostOptions:
     def weights_dtype(self): # a `torch.dtype`; half precision would round small steps away
         import torch
         return torch.float32 if self.adapter == "full" else self.compute_dtype
+
+    @property
+    def loading(self) -> dict: # what `load_pipeline` is asked of the model, but for its device
+        return dict(dtype=self.weights_dtype, resolution=self.resolution,
+                    max_sequence_length=self.max_sequence_length)
 
 # %% ../nbs/20_config.ipynb #d5a017cf
 @dataclass
@@ -360,6 +368,11 @@ class Config(ConfigFields):
 
     def save(self, path: str | Path): # as a YAML file that `load` reads
         Path(path).write_text(self.as_yaml(), "utf-8")
+
+    @property
+    def sampling(self) -> dict: # what a model's images depend on, but for its precision
+        names = "resolution max_sequence_length num_inference_steps guidance_scale eta".split()
+        return {name: getattr(self, name) for name in names}
 
 # %% ../nbs/20_config.ipynb #0253609a
 def unet_evaluations(config: Config) -> tuple[int, int]: # without and with a backward pass

@@ -95,8 +95,7 @@ def load_scorers(
 # %% ../nbs/25_evaluation.ipynb #25e0de13
 def base_of(config: Config, pipe): # from `load_checkpoint` -> the model that the run began with
     "The base of a run, on the device of `pipe`. Raises `ValueError` as `check_base`."
-    base = load_pipeline(config.model, config.weights_dtype, network_of(pipe).device,
-                         config.resolution)
+    base = load_pipeline(config.model, device=network_of(pipe).device, **config.loading)
     check_base(config.model, weight_samples(base), Path(config.output_dir))
     return base
 
@@ -117,8 +116,8 @@ def evaluate_set(
     for scorer in scorers.values(): probe(scorer, prompts[0], size, min(images, 2))
     measure = partial(evaluate, prompts=prompts, scorers=scorers, config=config, images=images,
                       keep=0, sampler=sampler)
-    way = config.num_inference_steps, config.guidance_scale, config.eta, config.resolution, sampler
-    key = config.model, config.dtype, *way, images, tuple(prompts), tuple(scorers)
+    way = config.model, config.dtype, *config.sampling.values(), sampler
+    key = *way, images, tuple(prompts), tuple(scorers)
     if key not in bases: bases[key] = measure(base_of(config, pipe), title=f"base on {name}")
     tuned = measure(pipe, title=f"{Path(config.output_dir).name} on {name}")
     return compare(bases[key], tuned, config, name)
@@ -179,11 +178,10 @@ def check_ways(
     model: str | None = None, # where their base is now; None: where each says
 ):
     "Raises `ValueError` for `runs` that sample in different ways: they have no base in common."
-    names, ways = ["model", "num_inference_steps", "guidance_scale", "eta", "resolution"], {}
-    if model: names.remove("model")
+    ways = {}
     for label, run in runs.items():
         config = run_config(run)
-        ways[label] = {name: getattr(config, name) for name in names}
+        ways[label] = config.sampling if model else dict(model=config.model) | config.sampling
         first = next(iter(ways))
         if ways[label] != ways[first]:
             raise ValueError(f"{label} samples with {ways[label]}, {first} with {ways[first]}: "

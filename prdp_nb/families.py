@@ -7,11 +7,11 @@ __all__ = ['LEAST_STD', 'FLOW_ETA', 'WORDS', 'tiny_clip', 'tiny_t5', 'tiny_vae',
            'tiny_sana', 'tiny_pipeline', 'StableDiffusionXL', 'noise_levels', 'StableDiffusion3', 'Flux', 'Sana']
 
 # %% ../nbs/52_sdxl_sd3_flux.ipynb #75d8054a
-import copy, inspect
+import copy, inspect, math
 import numpy as np, torch
 from torch import Tensor, nn
 from .emoji import ASSETS
-from .models import StableDiffusion, image_sides, latent_shape
+from .models import StableDiffusion, image_sides, latent_shape, token_limit
 from .policies import Condition
 from .rewards import lookup
 from .schedules import Schedule, flow_schedule
@@ -192,12 +192,13 @@ def noise_levels(
 class StableDiffusion3(StableDiffusion):
     "A flow: Stable Diffusion 3 and 3.5, with three encoders."
     network, eta = "transformer", FLOW_ETA
-    encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    encoders = ("text_encoder", "text_encoder_2", "text_encoder_3") # the last may be missing
+    length = 256 # tokens that the pipeline reads of a prompt
 
     def prepare(self, pipe): pass # its own noise levels are used
     def encode(self, pipe, prompts: list[str]) -> Condition: # N prompts -> N rows
-        device = pipe.transformer.device
-        tokens, _, pooled, _ = pipe.encode_prompt(prompts, None, None, device, 1, False)
+        tokens, _, pooled, _ = pipe.encode_prompt(prompts, None, None, pipe.transformer.device, 1,
+                                                  False, **token_limit(pipe))
         return dict(encoder_hidden_states=tokens, pooled_projections=pooled)
 
     def output(self, network, latents, timesteps, condition, guidance) -> Tensor: # like the latents
@@ -211,16 +212,18 @@ class StableDiffusion3(StableDiffusion):
         return places and places*self.multiple(pipe)
 
     def levels(self, pipe, num_inference_steps: int) -> Tensor: # (T + 1,)
-        _, height, width = latent_shape(pipe)
-        patch = pipe.transformer.config.patch_size
-        return noise_levels(pipe.scheduler, (height//patch)*(width//patch),
-                            num_inference_steps=num_inference_steps)
+        tokens = math.prod(latent_shape(pipe)[1:])//pipe.transformer.config.patch_size**2
+        return noise_levels(pipe.scheduler, tokens, num_inference_steps=num_inference_steps)
 
     def schedule(self, pipe, num_inference_steps: int, eta: float) -> Schedule:
         return flow_schedule(self.levels(pipe, num_inference_steps), eta, least_std=LEAST_STD,
                              device=pipe.transformer.device)
 
-    def reader(self, pipe) -> tuple: return pipe.tokenizer_3, 256 # tokens that the pipeline reads
+    def reader(self, pipe) -> tuple: # that of the last encoder, and `length` unless asked
+        words = getattr(pipe, self.encoders[-1].replace("text_encoder", "tokenizer"))
+        if words is None: return super().reader(pipe)
+        return words, token_limit(pipe).get("max_sequence_length", self.length)
+
     def pixels(self, pipe, latents: Tensor) -> Tensor: # x_0 -> about [-1, 1], in the VAE's dtype
         vae, c = pipe.vae, pipe.vae.config
         scaled = latents.to(vae.device, vae.dtype)/c.scaling_factor + c.shift_factor
@@ -229,11 +232,12 @@ class StableDiffusion3(StableDiffusion):
 # %% ../nbs/52_sdxl_sd3_flux.ipynb #8cbc5937
 class Flux(StableDiffusion3):
     "A flow on tokens of 2×2 latents, told its guidance (dev), or distilled to need none (schnell)."
-    encoders = ("text_encoder", "text_encoder_2")
+    encoders, length = ("text_encoder", "text_encoder_2"), 512
 
     def channels(self, pipe) -> int: return 4*super().channels(pipe) # of a token
     def encode(self, pipe, prompts: list[str]) -> Condition: # N prompts -> N rows
-        tokens, pooled, _ = pipe.encode_prompt(prompts, None, pipe.transformer.device, 1)
+        tokens, pooled, _ = pipe.encode_prompt(prompts, None, pipe.transformer.device, 1,
+                                               **token_limit(pipe))
         return dict(encoder_hidden_states=tokens, pooled_projections=pooled)
 
     def multiple(self, pipe) -> int: return 2*pipe.vae_scale_factor # a side's, in pixels
@@ -265,12 +269,11 @@ class Flux(StableDiffusion3):
         if scale != 1:
             raise ValueError(f"this model needs no guidance: guidance_scale must be 1, not {scale}")
         return 1.0, None
-    def reader(self, pipe) -> tuple: return pipe.tokenizer_2, 512 # tokens that the pipeline reads
 
 # %% ../nbs/52_sdxl_sd3_flux.ipynb #99de0b6e
 class Sana(StableDiffusion3):
     "A flow on small latents, with prompts read by a language model: SANA."
-    encoders = ("text_encoder",)
+    encoders, length = ("text_encoder",), 300
 
     def prepare(self, pipe): # Euler steps in place of a solver that needs the steps before
         from diffusers import FlowMatchEulerDiscreteScheduler as Euler
@@ -282,7 +285,8 @@ class Sana(StableDiffusion3):
         parameters = inspect.signature(type(pipe).__call__).parameters
         said = parameters["complex_human_instruction"].default if instruct else None
         tokens, mask, _, _ = pipe.encode_prompt(prompts, False, device=pipe.transformer.device,
-                                                complex_human_instruction=said)
+                                                complex_human_instruction=said,
+                                                **token_limit(pipe))
         return dict(encoder_hidden_states=tokens, encoder_attention_mask=mask)
 
     def unconditional(self, pipe) -> Condition: return self.encode(pipe, [""], instruct=False)
@@ -293,6 +297,5 @@ class Sana(StableDiffusion3):
     def call(self, pipe, prompts: list[str], **given) -> Tensor: # x_0 of the pipeline's own call
         return super().call(pipe, prompts, use_resolution_binning=False, **given)
 
-    def reader(self, pipe) -> tuple: return pipe.tokenizer, 300 # tokens that the pipeline reads
     def pixels(self, pipe, latents: Tensor) -> Tensor: # x_0 -> about [-1, 1], in the VAE's dtype
         return StableDiffusion.pixels(self, pipe, latents)

@@ -154,15 +154,15 @@ def load_finetuned(
     base: str = "emoji", # the model that was finetuned, as in `load_pipeline`; for a LoRA only
     dtype: torch.dtype = torch.float32, # of the weights in memory, but for an adapter's
     device: str | torch.device = "cpu", # where it runs
-    resolution: int | None = None, # pixels a side of its images; None: the model's own
+    **loading, # further arguments of `load_pipeline`
 ): # a stock diffusers pipeline
     "The finetuned model. Raises `ValueError` where there is none, and where a LoRA does not fit."
-    way = dtype, device, resolution
-    if (Path(folder)/"model_index.json").exists(): return load_pipeline(folder, *way)
+    if (Path(folder)/"model_index.json").exists():
+        return load_pipeline(folder, dtype, device, **loading)
     if not (Path(folder)/LORA_FILE).exists():
         raise ValueError(f"no finetuned model in {str(folder)!r}: "
                          f"expected {LORA_FILE} or model_index.json")
-    pipe = load_pipeline(base, *way)
+    pipe = load_pipeline(base, dtype, device, **loading)
     try: put_lora(pipe, Path(folder))
     except Exception as error:
         raise ValueError(f"{LORA_FILE} in {str(folder)!r} does not fit the model {base!r}, or is "

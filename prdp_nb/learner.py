@@ -170,7 +170,7 @@ class Learner:
         c = self.config = config
         self.ranks, self.objective, self.average = ranks, c.make_objective(), None
         self.learning = False # True from an epoch's first update until its row is written
-        self.pipe = spare_gpu(load_pipeline(c.model, c.weights_dtype, device, c.resolution))
+        self.pipe = spare_gpu(load_pipeline(c.model, device=device, **c.loading))
         self.base, self.policy = weight_samples(self.pipe), configured_policy(c, self.pipe)
         ranks.shard(self.policy)
         self.optimizer, self.scaler = make_optimizer(c, self.weights), LossScaler(self.policy)

@@ -358,7 +358,7 @@ def load_checkpoint(
     config = replace(run_config(run), output_dir=str(run))
     if model: config.model = str(model)
     where = usable_device(device) if device else device_of(config)
-    pipe = load_finetuned(folder, config.model, config.weights_dtype, where, config.resolution)
+    pipe = load_finetuned(folder, config.model, device=where, **config.loading)
     if (folder/CHECKSUMS).exists() and (problem := damage(folder)):
         raise ValueError(f"{folder} is damaged ({problem}): choose another checkpoint of the run")
     if config.adapter == "lora": check_base(config.model, weight_samples(pipe), Path(run))

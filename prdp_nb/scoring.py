@@ -60,7 +60,7 @@ class Around(Reward):
     "What looks like another reward, and calls it."
     def __init__(self, reward: Reward):
         self.reward = reward
-        self.takes_tensors, self.workers = reward.takes_tensors, reward.workers
+        vars(self).update({k: getattr(reward, k) for k in ("takes_tensors", "workers", "nearest")})
     def __repr__(self): return repr(self.reward)
 
 # %% ../nbs/22_scoring.ipynb #8f2e16e7
@@ -344,9 +344,9 @@ def reward_label(config: Config) -> str: # what a run's reward is called in its 
 
 def before_origin(table, folder: Path) -> dict: # a `BeforeAfter`, see below; of the run
     "What the measurement of the base depends on."
-    names = "resolution dtype num_inference_steps guidance_scale eta eval_images_per_prompt".split()
-    first, found = folder/FIRST_FILE, {name: getattr(table.config, name) for name in names}
-    found |= dict(scorers=list(table.scorers), prompts=table.prompts)
+    first, c = folder/FIRST_FILE, table.config
+    found = c.sampling | dict(dtype=c.dtype, eval_images_per_prompt=c.eval_images_per_prompt,
+                              scorers=list(table.scorers), prompts=table.prompts)
     return found | dict(first=checksum(first) if first.exists() else None)
 
 # %% ../nbs/22_scoring.ipynb #1c6199b1

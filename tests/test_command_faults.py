@@ -117,7 +117,7 @@ def test_a_flag_is_still_a_flag(capsys):
                                   if "None" in str(field.type) and "tuple" not in str(field.type)])
 def test_none_can_be_said(name, none, tmp_path):
     (tmp_path/"given.yaml").write_text(f"epochs: 3\n{name}: {none}\n")
-    start = replace(Config(), **{name: dict(eta=0.5, resolution=64).get(name, "tensorboard")})
+    start = replace(Config(), **{name: dict(eta=0.5, resolution=64, max_sequence_length=8).get(name, "tensorboard")})
     start.save(tmp_path/"start.yaml")
     for config in (read_config([f"--{name}", none]), Config(**{name: none}),
                    read_config(["--config", str(tmp_path/"start.yaml"), f"--{name}", none])):

@@ -27,7 +27,7 @@ from prdp_nb.gradients import backward_log_probs
 from prdp_nb.learner import update_options
 from prdp_nb.loading import quiet_loading
 from prdp_nb.models import (
-    FAMILIES, encode_prompts, family_of, generate, image_size, load_pipeline, network_of,
+    FAMILIES, encode_prompts, family_of, generate, generate_stock, image_size, load_pipeline, network_of,
     sample_latents, sampling_policy)
 from prdp_nb.policies import trainable_parameters
 from prdp_nb.processes import FSDP
@@ -99,11 +99,12 @@ def stock(folder, lora=None, own_scheduler=False):
     return pipe
 
 
-def paint(pipe, steps, scale, output_type="pil", eta=0.0, side=None):
+def paint(pipe, steps, scale, output_type="pil", eta=0.0, side=None, length=None):
     "The stock pipeline's images, or latents in rows and columns."
     kind = type(pipe).__name__
     options = {SD: dict(eta=eta), XL: dict(eta=eta), FLUX: dict(max_sequence_length=512),
                SANA: dict(use_resolution_binning=False)}.get(kind, {})
+    if length is not None: options = options | dict(max_sequence_length=length)
     side = side or SIDE.get(kind, 64)
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     with quiet_loading():
@@ -119,11 +120,11 @@ def levels(images, others):
     return max(np.abs(np.asarray(a, int) - np.asarray(b, int)).max() for a, b in pairs)
 
 
-def assert_same_latents(pipe, other, scale, steps=4, eta=0.0, side=None):
+def assert_same_latents(pipe, other, scale, steps=4, eta=0.0, side=None, length=None):
     "Ours from `pipe` are the stock ones of `other`."
     policy = sampling_policy(pipe, steps, scale, eta=eta)
     ours = sample_latents(policy, PROMPTS, encode_prompts(pipe, PROMPTS), SEEDS)
-    theirs = paint(other, steps, scale, "latent", eta, side)
+    theirs = paint(other, steps, scale, "latent", eta, side, length)
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() <= 1e-5*theirs.abs().max()
     return theirs
@@ -176,16 +177,45 @@ def test_at_another_resolution_the_latents_are_those_of_the_stock_pipeline(name,
     assert generate(pipe, PROMPTS[:1], SEEDS[:1], 2, SCALE[name])[0].size == (side, side)
 
 
-def test_a_run_keeps_its_resolution(folders, prompts, tmp_path):
+@pytest.mark.filterwarnings("ignore:.*lose their end")
+@pytest.mark.parametrize("name", [SD3, FLUX, SANA])
+def test_of_fewer_tokens_the_latents_are_those_of_the_stock_pipeline(name, folders, loaded):
+    pipe = load_pipeline(folders[name], max_sequence_length=4)
+    theirs = assert_same_latents(pipe, stock(folders[name]), SCALE[name], length=4)
+    policy = sampling_policy(loaded[name], 4, SCALE[name], eta=0.0)
+    usual = sample_latents(policy, PROMPTS, encode_prompts(loaded[name], PROMPTS), SEEDS)
+    assert (usual - theirs).abs().max() > 1e-4*theirs.abs().max()
+    with pytest.warns(UserWarning, match="longer than the text encoder's 4 tokens"):
+        encode_prompts(pipe, PROMPTS)
+
+
+@pytest.mark.parametrize("length", [None, 0])
+def test_without_t5_the_latents_are_those_of_the_stock_pipeline(length, folders, tmp_path):
+    pipe = stock(folders[SD3])
+    for part in ("text_encoder_3", "tokenizer_3"): without(pipe, part)
+    pipe.save_pretrained(tmp_path)
+    ours = load_pipeline(tmp_path)
+    if length is not None: ours.max_sequence_length = length
+    assert_same_latents(ours, pipe, SCALE[SD3], length=length)
+
+
+def test_a_run_keeps_its_resolution_and_its_number_of_tokens(folders, prompts, tmp_path):
     fields = TINY | dict(model=folders[FLUX], prompts=prompts, guidance_scale=3.5, epochs=1,
-                         output_dir=tmp_path/"run", resolution=96)
+                         output_dir=tmp_path/"run", resolution=96, max_sequence_length=64)
     assert train_command(as_flags(fields)) == 0
     assert Image.open(tmp_path/"run/samples/epoch_0001.png").width % 96 == 0
     image = tmp_path/"image.png"
     assert sample_command([str(tmp_path/"run"), PROMPTS[0], "--output", str(image)]) == 0
     assert Image.open(image).size == (96, 96)
     config, pipe = load_checkpoint(tmp_path/"run")
-    assert image_size(pipe) == image_size(base_of(config, pipe)) == 96
+    for model in (pipe, base_of(config, pipe)):
+        assert image_size(model) == 96
+        assert encode_prompts(model, PROMPTS)["encoder_hidden_states"].shape[1] == 64
+    by_hand = stock(folders[FLUX], tmp_path/"run/final", own_scheduler=True)
+    with quiet_loading():
+        expected = by_hand(PROMPTS[0], guidance_scale=3.5, height=96, width=96,
+                           max_sequence_length=64, generator=torch.Generator().manual_seed(0))
+    assert levels(generate_stock(pipe, PROMPTS[:1], [0], 3.5), expected.images) <= 1
 
 
 # The schedule, and the log-probs
@@ -450,9 +480,14 @@ FAULTS = { # of a saved pipeline, or of what is asked of it -> what is said
     "schnell told": (
         "schnell", None, dict(guidance_scale=3.5),
         "this model needs no guidance: guidance_scale must be 1, not 3.5"),
-    "SD 3 without T5": (
-        SD3, lambda pipe: without(pipe, "text_encoder_3"), {},
-        "comes without its text_encoder_3: take a complete copy"),
+    "SD 3 without T5's tokenizer": (
+        SD3, lambda pipe: without(pipe, "tokenizer_3"), {},
+        "comes without its tokenizer_3: take a complete copy"),
+    "a number of tokens for SDXL": (
+        XL, None, dict(max_sequence_length=64),
+        "a StableDiffusionXLPipeline reads a fixed number of tokens: leave max_sequence_length out"),
+    "too many tokens": (
+        FLUX, None, dict(max_sequence_length=513), "max_sequence_length must be at most 512"),
     "a refiner": (
         XL, lambda pipe: without(pipe, "text_encoder"), {},
         "comes without its text_encoder: take a complete copy"),

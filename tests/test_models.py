@@ -22,7 +22,7 @@ from prdp_nb.learner import trained_weights
 from prdp_nb.finetuning import make_policy
 from prdp_nb.loading import quiet_loading
 from prdp_nb.models import (
-    Denoiser, StableDiffusion, decode_latents, encode_prompts, load_pipeline, on_device, spare_gpu)
+    Denoiser, StableDiffusion, decode_latents, encode_prompts, encoders_here, load_pipeline, spare_gpu)
 from prdp_nb.policies import Policy, trainable_parameters
 from prdp_nb.schedules import diffusion_schedule
 from prdp_nb.commands import train_command
@@ -297,11 +297,11 @@ def test_on_a_gpu_the_text_encoder_waits_on_the_cpu_and_images_are_decoded_one_b
     vae, encoder = load_pipeline(tiny).vae, Encoder()
     gpu = types.SimpleNamespace(device=torch.device("cuda"))
     parts = dict(unet=gpu, text_encoder=encoder, vae=vae)
-    spare_gpu(type("StableDiffusionPipeline", (), parts)())
-    with on_device(encoder, gpu.device): assert encoder.sent == ["cpu", "cuda"]
+    elsewhere = spare_gpu(type("StableDiffusionPipeline", (), parts)())
+    with encoders_here(elsewhere): assert encoder.sent == ["cpu", "cuda"]
     assert encoder.sent == ["cpu", "cuda", "cpu"]
     def fails():
-        with on_device(encoder, "cuda"): raise RuntimeError
+        with encoders_here(elsewhere): raise RuntimeError
     with pytest.raises(RuntimeError): fails()
     assert encoder.sent[-1] == "cpu"
     sizes, pipe = [], load_pipeline(tiny)

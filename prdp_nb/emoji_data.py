@@ -79,7 +79,7 @@ def sample_scene(
     return Scene(pair, sizes, style, [None, *COLOURS][rng.integers(11)])
 
 # %% ../nbs/90_emoji_data.ipynb #1e28124a
-FAULTS = dict(blurred=0.5, miscaptioned=0.1, missing=0.5) # share of images, of captions, of pairs
+FAULTS = dict(blurred=0.45, miscaptioned=0.1, missing=0.35) # share of images, of captions, of pairs
 
 def blur_and_fade(
     image: Image.Image, # RGB
@@ -87,7 +87,8 @@ def blur_and_fade(
 ) -> Image.Image: # RGB of the same size
     "The commonest fault of web images: out of focus, washed out."
     image = image.filter(ImageFilter.GaussianBlur(rng.uniform(1.0, 2.2)))
-    return Image.blend(image, image.convert("L").convert("RGB"), rng.uniform(0.4, 0.85))
+    background = Image.new("RGB", image.size, image.getpixel((0, 0)))
+    return Image.blend(image, background, rng.uniform(0.4, 0.8))
 
 # %% ../nbs/90_emoji_data.ipynb #bf86ec89
 def keep_animal(

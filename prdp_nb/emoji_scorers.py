@@ -23,11 +23,11 @@ from .emoji import (ANIMALS, COLOURS, STYLES, EmojiScore, EmojiTruth, JudgeNet, 
                            make_aesthetic_head, make_scorer, prompt_splits, render)
 from .emoji_data import (blur_and_fade, change_one_fact, draw_sprite_sheet,
                                 fake_reward_bait, make_tokenizer, sample_scene, texture, tokenize)
-from .emoji_model import fit, roundtrip, to_pixels, train_denoiser, train_vae
+from .emoji_model import (fit, roundtrip, to_pixels, train_denoiser, train_vae,
+                                 world_scheduler)
 from .finetuning import load_finetuned
 from .models import generate, load_pipeline
 from .rewards import colourfulness
-from .schedules import log_snr_scheduler
 from .training import Trainer
 
 # %% ../nbs/92_emoji_scorers.ipynb #72fb39aa
@@ -337,7 +337,7 @@ def pack_pipeline(
     classes = dict(unet=UNet2DConditionModel, vae=AutoencoderKL, text_encoder=CLIPTextModel,
                    tokenizer=CLIPTokenizer)
     parts = {name: kind.from_pretrained(folder/name) for name, kind in classes.items()}
-    pipe = StableDiffusionPipeline(**parts, scheduler=log_snr_scheduler(), safety_checker=None,
+    pipe = StableDiffusionPipeline(**parts, scheduler=world_scheduler(), safety_checker=None,
                                    feature_extractor=None, requires_safety_checker=False)
     pipe.to(dtype=torch.float16).save_pretrained(target, safe_serialization=True)
     for path in target.glob("*/config.json"): clean_config(path)

@@ -265,10 +265,11 @@ def flow_schedule(
 def log_snr_scheduler(
     start: float = 4.5, # log signal-to-noise ratio of the first timestep
     end: float = -5.0, # of the last
+    **options, # of the scheduler
 ): # stock `DDIMScheduler`
     "A thousand noise levels whose log(α²/σ²) falls in a straight line, for small models."
     from diffusers import DDIMScheduler
     alpha_bar = torch.linspace(start, end, 1000, dtype=torch.float64).sigmoid()
     betas = 1 - alpha_bar/torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
-    options = dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    return DDIMScheduler(num_train_timesteps=1000, trained_betas=betas.tolist(), **options)
+    usual = dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    return DDIMScheduler(trained_betas=betas.tolist(), **usual | options)

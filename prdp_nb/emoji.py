@@ -379,10 +379,11 @@ LEAST_CONTRAST = 250.0 # mean squared difference of an allowed image and its bac
 class EmojiTruth(Reward):
     "The gold reward: how near an image comes to the nearest one that its prompt allows."
     def nearest(self,
-        image, # (64, 64, 3), in [0, 255]
+        image: Image.Image, # of any size
         prompt: str, # of the grammar
     ) -> tuple[float, np.ndarray]: # truth, at most 1; the nearest allowed image (64, 64, 3) uint8
-        scene, image = parse_prompt(prompt), np.asarray(image, np.float32)
+        scene = parse_prompt(prompt)
+        image = (as_pixels([image])[0].permute(1, 2, 0).numpy() + 1)*127.5
         border = np.concatenate([*image[[0, -1]], *image[1:-1, [0, -1]].swapaxes(0, 1)])
         asked = np.array(COLOURS.get(scene.background, PAPER), np.float32)
         colour = np.median(border, 0).clip(asked - 6, asked + 6)
@@ -397,5 +398,4 @@ class EmojiTruth(Reward):
         images, # list of M PIL images
         prompts, # list of M sentences of the grammar
     ) -> list[float]: # M numbers in [-1, 1]: 1 is perfect
-        pixels = (as_pixels(images) + 1).permute(0, 2, 3, 1).numpy()*127.5
-        return [max(-1.0, self.nearest(image, prompt)[0]) for image, prompt in zip(pixels, prompts)]
+        return [max(-1.0, self.nearest(image, prompt)[0]) for image, prompt in zip(images, prompts)]

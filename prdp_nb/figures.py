@@ -142,10 +142,15 @@ def draw_gallery(
     after: Evaluation, # of the same prompts
     scorer: str, # whose score is written below each image, where there is one
     path: Path, # a PNG
+    nearest=None, # of a `Reward`: (image, prompt) -> its score, the nearest image that scores best
 ):
-    "The same prompts and seeds before (top) and after (bottom)."
+    """The same prompts and seeds before and after, and what would have been right, where that is
+    known."""
     models = dict(before=before, after=after)
     rows = {label: model.images for label, model in models.items()}
+    if nearest:
+        found = [nearest(*pair)[1] for pair in zip(after.images, after.prompts)]
+        rows["nearest right one"] = [Image.fromarray(image) for image in found]
     notes = {label: [f"{score:.3f}" for score in model.scores[scorer][:len(model.images), 0]]
              for label, model in models.items() if scorer in model.scores}
     draw_grid(rows, before.prompts[:len(before.images)], path, notes)

@@ -21,6 +21,7 @@ class Reward:
     rewards are rewards."""
     takes_tensors = False # True: `__call__` gets one (B, 3, H, W) float tensor in [0, 1]
     workers = 1 # calls that may be under way at once, each in its own thread; more for a service
+    nearest = None # (image, prompt) -> score, nearest image that scores best; where that is known
 
     def __call__(self,
         images, # list of B PIL images, or the tensor that `takes_tensors` asks for

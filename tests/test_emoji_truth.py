@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from prdp_nb import figures
+from prdp_nb.config import Config
 from prdp_nb.emoji import (
     COLOURS, IMAGE_SIZE, LEAST_CONTRAST, PAPER, EmojiTruth, allowed_layers, parse_prompt, placements,
     render, sprites)
 from prdp_nb.rewards import REWARDS, load_reward
+from prdp_nb.training import Trainer
 
 PROMPTS = ["fox", "a painting of a small whale", "a painting of a cat on a red background",
            "a painting of a large dog and a small bee", "a pixel art of a fox and a duck",
@@ -85,3 +88,20 @@ def test_it_has_a_name_and_knows_its_grammar():
     assert isinstance(load_reward("emoji_truth"), EmojiTruth) and "emoji_truth" in REWARDS
     with pytest.raises(ValueError, match="'a photo of a fox' is not a sentence of the emoji world"):
         EmojiTruth()([Image.new("RGB", (64, 64))], ["a photo of a fox"])
+
+
+def test_a_run_shows_what_would_have_been_right(tiny_model, tmp_path, monkeypatch):
+    drawn, prompts = [], ["a painting of a fox", "a pixel art of a duck and a small cow"]
+    (tmp_path/"prompts.txt").write_text("\n".join(prompts))
+    monkeypatch.setattr(figures, "draw_grid", lambda rows, *rest: drawn.append(rows))
+    config = Config(model=str(tiny_model), prompts=str(tmp_path/"prompts.txt"), epochs=1,
+                    prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2,
+                    eval_images_per_prompt=1, eval_rewards=("colourfulness", "emoji_truth"),
+                    output_dir=str(tmp_path/"run"))
+    Trainer(config, reward="colourfulness").train()
+    *models, right = drawn[-1]
+    assert models == ["before", "after"]
+    for image, found, prompt in zip(drawn[-1]["after"], drawn[-1][right], prompts, strict=True):
+        truth, nearest = EmojiTruth().nearest(image, prompt)
+        assert image.size == (16, 16) and np.array_equal(found, nearest) and truth < 0.5
+        assert EmojiTruth()([found], [prompt]) > [0.99]

@@ -46,7 +46,8 @@ export: venv ## write the modules anew from the notebooks, and clean these
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 
-readme: venv ## write README.md from nbs/index.ipynb
+readme: venv ## write README.md from nbs/index.ipynb, and its picture from the results of 30
+	$(BIN)/python tools/stability_picture.py
 	$(BIN)/python tools/readme.py
 
 docs: venv ## the website, in _docs/html

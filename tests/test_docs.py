@@ -80,6 +80,11 @@ def test_pages_follow_in_the_book_s_order(pages):
     assert order[1:len(CHAPTERS) + 1] == [f"{chapter}.html" for chapter in CHAPTERS]
     assert sorted(order[len(CHAPTERS) + 1:]) == sorted(name for name in pages if name.startswith("api/"))
 
+def test_the_sidebar_names_every_chapter_by_its_heading(pages):
+    for chapter in CHAPTERS:
+        heading = next(line for cell in website.read(chapter).cells for line in cell.source.splitlines() if line.startswith("# "))
+        assert website.title(chapter) == f"{chapter[:2]} {heading[2:]}" and website.title(chapter) in pages["index.html"].text
+
 def test_directives_hidden_cells_and_controls_do_not_show(pages):
     hidden = 0
     for chapter in CHAPTERS:

@@ -17,7 +17,8 @@ def read(name: str) -> nbformat.NotebookNode: return nbformat.read(NOTEBOOKS[nam
 
 @cache
 def title(name: str) -> str: # of a chapter, with its number
-    return f"{name[:2]} {read(name).cells[0].source.splitlines()[0].lstrip('# ')}"
+    first = next(cell for cell in read(name).cells if cell.cell_type == "markdown")
+    return f"{name[:2]} {first.source.splitlines()[0].removeprefix('# ')}"
 
 def alternative(cell, after: list) -> str: # the cells after it
     """An image in words: `#| alt: ...` in its cell, or else the caption under it, which is the
@@ -45,16 +46,15 @@ def contents(caption: str, entries: list[str]) -> str: # a part of the book, for
     return "\n".join([*head, "", *entries, "```"])
 
 def front() -> nbformat.NotebookNode:
-    "The front page, with the parts of the book in the order of its map; modules lead to the API."
+    "The front page, with the parts of the book in the order of its map."
     page = chapter("index")
     parts = [["The book"]]
     for cell in page.cells:
-        if cell.cell_type != "markdown": continue
-        for heading, name in re.findall(r"^### (.+)$|^\| \[(\w+)\]\(\w+\.ipynb\)", cell.source, flags=re.M):
+        if "\n### " not in cell.source: continue
+        book = "### " + cell.source.split("\n### ", 1)[1].split("\n## ")[0]
+        for heading, name in re.findall(r"^### (.+)$|\[\w+\]\((\w+)\.ipynb\)", book, flags=re.M):
             if heading: parts.append([heading])
             else: parts[-1].append(f"{title(name)} <{name}>")
-        cell.source = re.sub(r"\| `prdp_nb\.(\w+)` \|", r"| [`\1`](api/\1.md) |", cell.source)
-        cell.source = re.sub(r"\| \[Open in (Colab)\]", r"| [\1]", cell.source)
     parts.append(["Reference", "api/index"])
     lists = [contents(caption, entries) for caption, *entries in parts if entries]
     page.cells.append(new_markdown_cell("\n\n".join(lists)))

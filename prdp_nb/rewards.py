@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['REWARDS', 'SERVICE', 'OBJECT', 'Reward', 'jpeg_kilobytes', 'JPEGIncompressibility', 'JPEGCompressibility',
-           'colourfulness', 'Colourfulness', 'FunctionReward', 'as_reward', 'RewardError', 'read_scores',
-           'check_scores', 'to_tensor', 'compute_rewards', 'WeightedSum', 'lookup', 'is_url', 'written', 'parse_reward',
-           'load_reward', 'brief']
+           'colourfulness', 'Colourfulness', 'PromptOffset', 'FunctionReward', 'as_reward', 'RewardError',
+           'read_scores', 'check_scores', 'to_tensor', 'compute_rewards', 'WeightedSum', 'lookup', 'is_url', 'written',
+           'parse_reward', 'load_reward', 'brief']
 
 # %% ../nbs/10_rewards.ipynb #921e0a76
 import difflib, io, math, pkgutil, re
 from numbers import Real
+from random import Random
 import numpy as np, torch
 from PIL import Image
 from torch import Tensor
@@ -68,6 +69,10 @@ def colourfulness(
 class Colourfulness(Reward):
     "Rewards vivid colours, whatever the prompt asks for (Hasler and Süsstrunk 2003)."
     def __call__(self, images, prompts): return [colourfulness(image) for image in images]
+
+class PromptOffset(Reward):
+    "A number of each prompt, whatever the image: standard normal, and the same on every machine."
+    def __call__(self, images, prompts): return [Random(prompt).gauss(0, 1) for prompt in prompts]
 
 # %% ../nbs/10_rewards.ipynb #cb3ac926
 class FunctionReward(Reward):
@@ -205,6 +210,7 @@ REWARDS = dict( # name -> "module:attribute", called without arguments; it retur
     jpeg_compressibility="prdp_nb.rewards:JPEGCompressibility",
     jpeg_incompressibility="prdp_nb.rewards:JPEGIncompressibility",
     colourfulness="prdp_nb.rewards:Colourfulness",
+    prompt_offset="prdp_nb.rewards:PromptOffset",
     emoji_score="prdp_nb.emoji:EmojiScore",
     emoji_aesthetic="prdp_nb.emoji:EmojiAesthetic",
     emoji_judge="prdp_nb.emoji:EmojiJudge",

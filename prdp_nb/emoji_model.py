@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['UNET_CONFIG', 'DROPOUT', 'FLOW_CONFIG', 'patches', 'patch_pca', 'to_latents', 'world_scheduler', 'trapezoid',
            'save_states', 'restore', 'fit', 'describe', 'make_unet', 'make_text_encoder', 'latent_dataset',
-           'drop_rates', 'denoising_loss', 'make_transformer', 'read_tokens', 'flow_loss', 'make_parts',
-           'train_denoiser', 'make_vae', 'to_pixels', 'psnr', 'as_sampled', 'decoder_loss', 'encoder_loss', 'train_vae',
-           'roundtrip']
+           'drop_rates', 'simple_rows', 'exchange_names', 'denoising_loss', 'make_transformer', 'read_tokens',
+           'flow_loss', 'make_parts', 'say_errors', 'train_denoiser', 'make_vae', 'to_pixels', 'psnr', 'as_sampled',
+           'decoder_loss', 'encoder_loss', 'train_vae', 'roundtrip']
 
 # %% ../nbs/91_emoji_model.ipynb #f8183138
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from torch import Tensor
-from .emoji import IMAGE_SIZE
+from .emoji import ANIMALS, IMAGE_SIZE
 from .emoji_data import tokenize, web_dataset
 from .schedules import log_snr_scheduler
 
@@ -178,6 +178,18 @@ def latent_dataset(
 def drop_rates(faulty: Tensor) -> Tensor: # (M,) how often each caption is dropped
     return torch.where(faulty, DROPOUT["faulty"], DROPOUT["clean"])
 
+def simple_rows(data: dict, tokenizer) -> Tensor: # of `latent_dataset`; the rows asked for
+    "Rows of faultless images of a single animal."
+    two = (data["ids"] == tokenize(tokenizer, ["and"])[0, 1]).any(1)
+    return (~two & ~data["faulty"]).nonzero().flatten()
+
+def exchange_names(tokenizer, tokens: Tensor, seed: int) -> Tensor: # (M, 24) token ids, both
+    "Captions with other animals in place of their own, drawn by the seed."
+    names, other = tokenize(tokenizer, ANIMALS)[:, 1], tokens.clone()
+    found, generator = torch.isin(tokens, names), torch.Generator().manual_seed(seed)
+    other[found] = names[torch.randint(len(names), (found.sum(),), generator=generator)]
+    return other
+
 # %% ../nbs/91_emoji_model.ipynb #0aeb365f
 def denoising_loss(
     model, # `unet` and `text_encoder`
@@ -241,13 +253,29 @@ def make_parts(
                 for name in ("text_encoder", "text_encoder_2")}
     return dict(transformer=make_transformer()) | encoders
 
+# %% ../nbs/91_emoji_model.ipynb #7979709e
+@torch.no_grad()
+def say_errors(
+    model, # as `loss_of` takes it
+    loss_of: Callable, # `denoising_loss` or `flow_loss`
+    data: dict, # of `latent_dataset`
+    rows: Tensor, # of it, to try on
+    tokenizer, # `CLIPTokenizer`
+):
+    "Print the error with the right animals in the captions, and with others: does it read them?"
+    latents, tokens = data["latents"][rows].float(), data["ids"][rows]
+    right, other = (loss_of(model, latents, told, torch.Generator().manual_seed(0)).item()
+                    for told in (tokens, exchange_names(tokenizer, tokens, 0)))
+    print(f"MSE with the right names {right:.4f}, with other names {other:.4f}", flush=True)
+
 # %% ../nbs/91_emoji_model.ipynb #2aa046ae
 def train_denoiser(
     folder: Path, # checkpoints, data and the finished parts; those of a flow in its folder `flow`
     tokenizer, # `CLIPTokenizer`
     flow: bool = False, # see `make_parts`
     size: int = 120_000, # images
-    steps: int = 6000, # of the optimizer
+    steps: int = 5000, # of the optimizer
+    simple_steps: int = 1000, # of these, the first: they see `simple_rows` alone
     batch_size: int = 64, # images a step
     learning_rate: float = 2e-3, # while it holds
     seed: int = 0, # of images, weights and draws
@@ -260,16 +288,19 @@ def train_denoiser(
     rates, empty = drop_rates(data["faulty"]), tokenize(tokenizer, [""])
     model = torch.nn.ModuleDict(make_parts(tokenizer, flow))
     model = model.to(memory_format=torch.channels_last).train()
+    simple, every = simple_rows(data, tokenizer), torch.arange(len(rates))
     def loss(step): # its draws depend on the step alone, so a resumed run makes the same ones
         generator = torch.Generator().manual_seed(seed*1_000_003 + step)
-        rows = torch.randint(len(rates), (batch_size,), generator=generator)
+        shown = simple if step < simple_steps else every
+        rows = shown[torch.randint(len(shown), (batch_size,), generator=generator)]
         tokens = data["ids"][rows]
         tokens[torch.rand(batch_size, generator=generator) < rates[rows]] = empty
         value = loss_of(model, data["latents"][rows].float(), tokens, generator)
         return value, {"MSE": value.item()}
     def save(averaged):
         for name, part in averaged.items(): part.save_pretrained(folder/name)
-    return fit(model, loss, save, steps, learning_rate, average=0.999,
+        say_errors(averaged, loss_of, data, simple[:256], tokenizer)
+    return fit(model, loss, save, steps, learning_rate, average=0.998,
                checkpoint=folder/"denoiser.pt")
 
 # %% ../nbs/91_emoji_model.ipynb #538fb809
@@ -333,7 +364,7 @@ def encoder_loss(
 def train_vae(
     folder: Path, # holds `latents.safetensors`; the finished `vae` goes there
     size: int = 60_000, # images
-    steps: int = 5000, # of the optimizer
+    steps: int = 3000, # of the optimizer
     batch_size: int = 32, # images a step
     learning_rate: float = 2e-3, # while it holds
     seed: int = 0, # that of the denoiser's images; of weights and draws too
@@ -352,7 +383,7 @@ def train_vae(
         if step % 4 == 0: value = value + encoder_loss(vae, z, x) # easy: a quarter is enough
         return value, {"decoder dB": decibel}
     def save(averaged): averaged.save_pretrained(folder/"vae")
-    return fit(vae, loss, save, steps, learning_rate, average=0.999, checkpoint=folder/"vae.pt")
+    return fit(vae, loss, save, steps, learning_rate, average=0.995, checkpoint=folder/"vae.pt")
 
 # %% ../nbs/91_emoji_model.ipynb #36e4d9c5
 def roundtrip(

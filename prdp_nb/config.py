@@ -371,7 +371,7 @@ class Config(ConfigFields):
 
     @property
     def sampling(self) -> dict: # what a model's images depend on, but for its precision
-        names = "resolution max_sequence_length num_inference_steps guidance_scale eta".split()
+        names = "num_inference_steps guidance_scale eta resolution max_sequence_length".split()
         return {name: getattr(self, name) for name in names}
 
 # %% ../nbs/20_config.ipynb #0253609a

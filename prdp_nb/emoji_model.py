@@ -274,7 +274,7 @@ def train_denoiser(
     tokenizer, # `CLIPTokenizer`
     flow: bool = False, # see `make_parts`
     size: int = 120_000, # images
-    steps: int = 5000, # of the optimizer
+    steps: int = 8000, # of the optimizer
     simple_steps: int = 1000, # of these, the first: they see `simple_rows` alone
     batch_size: int = 64, # images a step
     learning_rate: float = 2e-3, # while it holds
@@ -364,7 +364,7 @@ def encoder_loss(
 def train_vae(
     folder: Path, # holds `latents.safetensors`; the finished `vae` goes there
     size: int = 60_000, # images
-    steps: int = 3000, # of the optimizer
+    steps: int = 5000, # of the optimizer
     batch_size: int = 32, # images a step
     learning_rate: float = 2e-3, # while it holds
     seed: int = 0, # that of the denoiser's images; of weights and draws too

@@ -89,7 +89,8 @@ def test_half_precision_is_evaluated_as_it_is_trained(plain, tmp_path, adapter, 
     shown = evaluate(learner.pipe, PROMPTS, {}, config, 1).images
     _, again = load_checkpoint(run)
     later = sample_prompts(config, again, PROMPTS)
-    assert difference(shown, trained) == 0 and difference(later, trained) == 0
+    assert difference(shown, trained) == 0
+    assert difference(later, trained) <= 1 # weights at other addresses: some processors round another way
     plain_dtype = load_finetuned(run/"final", plain)
     plainly = generate(plain_dtype, PROMPTS, seeds, 2, config.guidance_scale)
     assert difference(trained, plainly) > 0 # the dtype is seen in the images
@@ -105,8 +106,8 @@ def overflowing(vae): # in float16 its activations are beyond 65,504
 
 def test_a_vae_that_overflows_ends_a_run_in_one_line(plain, tmp_path, monkeypatch, capsys):
     from prdp_nb import learner
-    def broken(*given):
-        pipe = load_pipeline(*given)
+    def broken(*given, **named):
+        pipe = load_pipeline(*given, **named)
         overflowing(pipe.vae)
         return pipe
     monkeypatch.setattr(learner, "load_pipeline", broken)

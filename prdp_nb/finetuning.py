@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from .algorithm import check_random
-from .loading import quiet_loading
+from .loading import freeze, quiet_loading
 from .models import (
     Denoiser, decode_latents, denoiser_of, encode_prompts, family_of, load_pipeline, network_of,
     sampling_policy, stock_scheduler)
@@ -89,8 +89,7 @@ def make_policy(
     "The guided model on T steps. Raises `ValueError` for what cannot be trained so."
     network = network_of(pipe)
     check_trainable(network, adapter)
-    for part in pipe.components.values():
-        if isinstance(part, nn.Module): part.requires_grad_(False).eval()
+    freeze(pipe)
     policy = sampling_policy(pipe, num_inference_steps, guidance_scale, dtype, eta)
     check_random(policy)
     if adapter == "full":

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WRONG', 'LEFT_OUT', 'LIBRARIES', 'quiet_loading', 'check_report', 'load_network', 'load_networks', 'read_head',
-           'check_file', 'check_files', 'check_tokenizer', 'why_not_loaded', 'saying_where', 'from_folder_or_hub']
+           'check_file', 'check_files', 'check_tokenizer', 'why_not_loaded', 'saying_where', 'from_folder_or_hub',
+           'freeze']
 
 # %% ../nbs/09_loading.ipynb #4c2038bd
 import importlib, json, re
@@ -175,4 +176,11 @@ def from_folder_or_hub(
         pipe = getattr(diffusers, kind).from_pretrained(name, **networks, **unused)
     for part in pipe.components:
         if part.startswith("tokenizer") and getattr(pipe, part): check_tokenizer(pipe, part)
+    return pipe
+
+# %% ../nbs/09_loading.ipynb #f3bef4ac
+def freeze(pipe): # a diffusers pipeline, changed in place; returns it
+    "Its networks ask for no gradients, and drop nothing."
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module): part.requires_grad_(False).eval()
     return pipe

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from .loading import from_folder_or_hub, quiet_loading
+from .loading import freeze, from_folder_or_hub, quiet_loading
 from .policies import Condition, Policy
 from .rewards import lookup
 from .schedules import Schedule, diffusion_schedule
@@ -144,7 +144,7 @@ def load_pipeline(
     check_parts(pipe, name)
     image_sides(pipe), token_limit(pipe) # do they fit?
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    return freeze(pipe).to(device)
 
 # %% ../nbs/13_models.ipynb #3d60a922
 def warn_truncated(pipe, prompts: list[str]) -> int: # how many of them are too long

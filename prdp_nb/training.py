@@ -299,8 +299,8 @@ def draw_run(
     folder = trainer.folder
     if trainer.progress.epochs:
         draw_curves(read_metrics(folder), folder/"curves.png", base_means(trainer))
-    known = [scorer.nearest for scorer in trainer.table.scorers.values() if scorer.nearest]
-    draw_gallery(trainer.before, now, trainer.table.label, folder/"gallery.png", *known[:1])
+    known = (scorer.nearest for scorer in trainer.table.scorers.values() if scorer.nearest)
+    draw_gallery(trainer.before, now, trainer.table.label, folder/"gallery.png", next(known, None))
 
 # %% ../nbs/24_training.ipynb #24a0c00f
 def finish(trainer: Trainer):

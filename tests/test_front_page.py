@@ -62,14 +62,16 @@ def test_the_front_page_is_read_in_a_few_minutes():
 def test_the_picture_of_stability_is_what_its_caption_says():
     from PIL import Image
     import stability_picture
-    ends = stability_picture.curves().groupby(["method", "seed"]).last()
+    table = stability_picture.curves()
+    ends = table.groupby(["method", "seed"]).last()
     lost = (ends.quality < 0.1).groupby("method")
     assert lost.size().to_dict() == dict(ddpo_batch=10, grpo=10, prdp=10)
     assert lost.sum().to_dict() == dict(ddpo_batch=10, grpo=0, prdp=0)
     kl, quality = (ends[look].groupby("method").median() for look in ("kl", "quality"))
     said = re.search(r"it goes (\d+) nats away from the base model \(the median seed\), PRDP (\d+)\.", front())
     assert said.groups() == (f"{kl['grpo']:.0f}", f"{kl['prdp']:.0f}") and quality["grpo"] > quality["prdp"]
-    with Image.open(stability_picture.PICTURE) as picture: assert picture.width > 600
+    with Image.open(stability_picture.PICTURE) as picture:
+        assert picture.info["Description"] == stability_picture.fingerprint(table), "the runs have changed: make readme"
 
 def test_own_reward_of_the_front_page_trains(tmp_path, monkeypatch):
     from prdp_nb.config import Config

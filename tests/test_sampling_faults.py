@@ -89,8 +89,7 @@ def test_half_precision_is_evaluated_as_it_is_trained(plain, tmp_path, adapter, 
     shown = evaluate(learner.pipe, PROMPTS, {}, config, 1).images
     _, again = load_checkpoint(run)
     later = sample_prompts(config, again, PROMPTS)
-    assert difference(shown, trained) == 0
-    assert difference(later, trained) <= 1 # weights at other addresses: some processors round another way
+    assert difference(shown, trained) == 0 and difference(later, trained) == 0
     plain_dtype = load_finetuned(run/"final", plain)
     plainly = generate(plain_dtype, PROMPTS, seeds, 2, config.guidance_scale)
     assert difference(trained, plainly) > 0 # the dtype is seen in the images

@@ -25,7 +25,7 @@ from prdp_nb.families import FLOW_ETA, LEAST_STD, tiny_flux, tiny_pipeline
 from prdp_nb.finetuning import load_finetuned, make_policy, save_finetuned, seconds_a_sample
 from prdp_nb.gradients import backward_log_probs
 from prdp_nb.learner import update_options
-from prdp_nb.loading import quiet_loading
+from prdp_nb.loading import freeze, quiet_loading
 from prdp_nb.models import (
     FAMILIES, encode_prompts, family_of, generate, generate_stock, image_size, load_pipeline, network_of,
     sample_latents, sampling_policy)
@@ -94,6 +94,7 @@ def stock(folder, lora=None, own_scheduler=False):
             options = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
                            clip_sample=False, set_alpha_to_one=False, steps_offset=1)
             pipe.scheduler = diffusers.DDIMScheduler(**options)
+        freeze(pipe) # as a loaded one of ours: torch rounds by what wants a gradient, on some processors
         if lora: pipe.load_lora_weights(lora)
     pipe.set_progress_bar_config(disable=True)
     return pipe

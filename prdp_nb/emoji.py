@@ -4,17 +4,16 @@
 
 # %% auto #0
 __all__ = ['ANIMALS', 'STYLES', 'SIZE_WORDS', 'COLOURS', 'PAPER', 'ONE', 'SENTENCE', 'ASSETS', 'IMAGE_SIZE', 'GRID', 'ALONE',
-           'OF_A_PAIR', 'SCORER_CONFIG', 'LEAST_CONTRAST', 'Scene', 'scenes', 'parse_prompt', 'stable_hash',
-           'held_out_pairs', 'hashed_prompts', 'prompt_splits', 'sprites', 'places', 'placements', 'render',
-           'show_images', 'load_pipeline', 'as_pixels', 'load_weights', 'make_scorer', 'EmojiScore',
-           'make_aesthetic_head', 'EmojiAesthetic', 'conv_block', 'JudgeNet', 'fidelity', 'EmojiJudge',
-           'allowed_layers', 'EmojiTruth']
+           'OF_A_PAIR', 'SCORER_CONFIG', 'LEAST_CONTRAST', 'Scene', 'parse_prompt', 'stable_hash', 'held_out_pairs',
+           'sentences', 'prompt_splits', 'sprites', 'places', 'placements', 'render', 'show_images', 'load_pipeline',
+           'as_pixels', 'load_weights', 'make_scorer', 'EmojiScore', 'make_aesthetic_head', 'EmojiAesthetic',
+           'conv_block', 'JudgeNet', 'fidelity', 'EmojiJudge', 'allowed_layers', 'EmojiTruth']
 
 # %% ../nbs/12_emoji.ipynb #c7ef4d58
 import hashlib, math, re
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice, permutations, product
+from itertools import chain, islice, permutations, product
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image
@@ -42,23 +41,15 @@ class Scene:
     background: str | None = None # a key of `COLOURS`; None where the prompt names none
 
     @property
+    def subject(self) -> str: # the animals in words
+        words = (("a", size, animal) for size, animal in zip(self.sizes, self.animals))
+        return " and ".join(" ".join(filter(None, three)) for three in words)
+
+    @property
     def prompt(self) -> str: # the sentence that says exactly this
         if self.style is None: return self.animals[0]
-        words = (("a", size, animal) for size, animal in zip(self.sizes, self.animals))
-        subject = " and ".join(" ".join(filter(None, three)) for three in words)
         ending = f" on a {self.background} background" if self.background else ""
-        return f"a {self.style} of {subject}{ending}"
-
-# %% ../nbs/12_emoji.ipynb #8c537232
-@lru_cache(maxsize=None)
-def scenes() -> dict[str, Scene]: # prompt -> scene: 395,010 sentences and 45 bare names
-    "Every scene of the world, by its prompt."
-    one = [((animal,), (size,)) for animal in ANIMALS for size in SIZE_WORDS]
-    two = list(product(permutations(ANIMALS, 2), product(SIZE_WORDS, repeat=2)))
-    every = [Scene(animals, sizes, style, background) for (animals, sizes), style, background
-             in product(one + two, STYLES, (None, *COLOURS))]
-    names = [Scene((animal,), ("",), None) for animal in ANIMALS]
-    return {scene.prompt: scene for scene in every + names}
+        return f"a {self.style} of {self.subject}{ending}"
 
 # %% ../nbs/12_emoji.ipynb #725f3384
 ONE = rf"a (?:(small|large) )?({'|'.join(ANIMALS)})"
@@ -101,26 +92,30 @@ def held_out_pairs(
     return frozenset(ordered[:number])
 
 # %% ../nbs/12_emoji.ipynb #2c1c1adb
-def hashed_prompts() -> tuple[list[str], list[str]]: # of known animals and pairs; of held-out pairs
-    "Every sentence of the grammar, in the order of its hash."
-    split = {True: [], False: []}
-    for prompt in sorted((p for p, s in scenes().items() if s.style), key=stable_hash):
-        split[frozenset(scenes()[prompt].animals) in held_out_pairs()].append(prompt)
-    return split[False], split[True]
+def sentences() -> dict[str, bool]: # prompt -> does it name a held-out pair? 395,010 of them
+    "Every sentence of the grammar."
+    one = product(((animal,) for animal in ANIMALS), product(SIZE_WORDS))
+    two = product(permutations(ANIMALS, 2), product(SIZE_WORDS, repeat=2))
+    named = [(Scene(animals, sizes).subject, frozenset(animals) in held_out_pairs())
+             for animals, sizes in chain(one, two)]
+    endings = "", *(f" on a {colour} background" for colour in COLOURS)
+    return {f"a {style} of {subject}{ending}": held_out
+            for (subject, held_out), style, ending in product(named, STYLES, endings)}
 
 # %% ../nbs/12_emoji.ipynb #bfc9703d
 @lru_cache(maxsize=None)
 def prompt_splits() -> dict[str, list[str]]: # set name -> prompts in a fixed order
     "The prompt sets of the emoji world, in the shape of the paper's (§5.1)."
-    known, held_out = hashed_prompts()
-    animals = [Scene((animal,), ("",)).prompt for animal in ANIMALS]
-    excluded = set(animals)
-    known = [prompt for prompt in known if prompt not in excluded]
+    every, animals = sentences(), [Scene((animal,), ("",)).prompt for animal in ANIMALS]
+    ordered = sorted(every.keys() - {*animals}, key=stable_hash)
+    known = [prompt for prompt in ordered if not every[prompt]]
     train, rest = known[:100_000], known[100_000:]
     sets = dict(emoji_animals=animals, emoji_names=list(ANIMALS), emoji_train=train,
-                emoji_seen=train[::200], emoji_unseen_pairs=held_out[:500])
+                emoji_seen=train[::200],
+                emoji_unseen_pairs=[prompt for prompt in ordered if every[prompt]][:500])
     for style, size in product(STYLES, ("small", "large")):
-        asked = (p for p in rest if (scenes()[p].style, {*scenes()[p].sizes}) == (style, {size}))
+        scenes = ((prompt, parse_prompt(prompt)) for prompt in rest)
+        asked = (p for p, scene in scenes if (scene.style, {*scene.sizes}) == (style, {size}))
         sets[f"emoji_{style.replace(' ', '_')}_{size}"] = list(islice(asked, 200))
     return sets
 

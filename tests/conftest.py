@@ -1,6 +1,8 @@
 "What the tests of runs share."
-import gc
-import pytest, torch
+import gc, io
+from pathlib import Path
+import numpy as np, pytest, torch
+from PIL import Image
 
 def pytest_collection_modifyitems(items):
     "Of several workers one takes all tests of a file, since they share runs; notebooks share nothing."
@@ -37,3 +39,14 @@ def tiny_model(tmp_path_factory):
         pipe.unet = make_unet(sample_size=2, block_out_channels=(16, 32))
         pipe.save_pretrained(folder)
     return folder
+
+@pytest.fixture(scope="module")
+def quick_pictures():
+    "For runs whose pictures nobody looks at: noise of their size in place of curves and gallery, which are a third of a short run."
+    from prdp_nb import training
+    content = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8)).save(content, "PNG")
+    def write(*given): next(one for one in given if isinstance(one, Path)).write_bytes(content.getvalue())
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("draw_curves", "draw_gallery"): patch.setattr(training, name, write)
+        yield

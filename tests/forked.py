@@ -6,7 +6,7 @@ from pathlib import Path
 
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload("""torch torchvision accelerate diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion peft
-transformers.models.clip.modeling_clip transformers.models.clip.image_processing_clip pandas scipy.stats matplotlib.pyplot nbdev.test""".split())
+transformers.models.clip.modeling_clip transformers.models.clip.image_processing_clip open_clip pandas scipy.stats matplotlib.pyplot nbdev.test""".split())
 
 def in_child(function, arguments: tuple, environment: dict, folder: Path):
     for number, name in enumerate(("stdout", "stderr"), start=1): os.dup2(os.open(folder/name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)

@@ -8,6 +8,8 @@ from prdp_nb.config import Config
 from prdp_nb.runs import read_metrics
 from prdp_nb.training import Trainer
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 SINGLE_IMAGE = ("ddpo", "ddpo_batch", "dpok") # compare no images of one prompt
 UNCLIPPED = ("rdp", "dpo") # ignore clip_range
 

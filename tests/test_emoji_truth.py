@@ -2,6 +2,8 @@
 
 The oracle draws a prompt many times until every placement has been seen, puts each on the colour of
 the image's border, and takes the smallest distance in plain float64."""
+import functools
+
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
@@ -27,6 +29,7 @@ def drawn(placed, style, colour):
     return x.reshape(16, 4, 16, 4, 3).mean((1, 3)).repeat(4, 0).repeat(4, 1)
 
 
+@functools.cache
 def every_placement(scene):
     rng, seen = np.random.default_rng(0), set()
     for _ in range(1500): seen.add(tuple(placements(scene, rng)))

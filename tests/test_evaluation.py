@@ -1,7 +1,8 @@
 "prdp_evaluate as a process, what it refuses, and evaluation of a full UNet's checkpoints."
-import os, subprocess, sys
+import os
 import numpy as np
 import pytest, torch
+from forked import run_forked
 from prdp_nb.commands import evaluate_command
 from prdp_nb.comparison import COLUMNS, read_table
 from prdp_nb.config import Config
@@ -11,12 +12,11 @@ from prdp_nb.training import Trainer
 
 ENV = os.environ | dict(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TQDM_DISABLE="1")
 PROMPTS = ["a painting of a fox", "a painting of a duck", "a painting of a cow"]
-MAIN = "import sys; from prdp_nb.commands import evaluate_command as main; sys.exit(main())"
 
 def contrast(images, prompts): return [float(np.asarray(image).std()) for image in images]
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, tiny_model):
     "Two runs of seconds, one of a LoRA and one of the whole UNet, and their prompts."
     here = tmp_path_factory.mktemp("evaluation")
     animals = here/"animals.txt"
@@ -26,17 +26,17 @@ def folder(tmp_path_factory):
             epochs=2, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2,
             learning_rate=learning_rate, adapter=adapter, eval_images_per_prompt=1,
             eval_rewards=("emoji_score",), save_every=1, prompts=str(animals),
-            output_dir=str(here/adapter))
+            model=str(tiny_model), output_dir=str(here/adapter))
         Trainer(config, reward=contrast).train()
     return here
 
-def finish(*arguments):
-    command = [sys.executable, "-c", MAIN, *map(str, arguments)]
-    return subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300)
+def finish(folder, *arguments):
+    given = [str(argument) for argument in arguments]
+    return run_forked(evaluate_command, given, environment=ENV, folder=folder)
 
 def test_the_command_makes_the_trainer_s_table_again(folder, tmp_path):
     output, plot = tmp_path/"table.csv", tmp_path/"plot.png"
-    done = finish(folder/"lora", "--prompts", folder/"animals.txt",
+    done = finish(tmp_path, folder/"lora", "--prompts", folder/"animals.txt",
                   "--rewards", "emoji_score", "colourfulness", "--output", output, "--plot", plot)
     assert done.returncode == 0, done.stderr
     header, _, *summary = done.stdout.splitlines()
@@ -51,8 +51,8 @@ def test_the_command_makes_the_trainer_s_table_again(folder, tmp_path):
     again, before = (t[t.scorer == "emoji_score"][["base", "tuned"]] for t in (table, recorded))
     np.testing.assert_allclose(again, before, atol=2e-3)
 
-def test_help_reads_like_documentation():
-    done = finish("--help")
+def test_help_reads_like_documentation(tmp_path):
+    done = finish(tmp_path, "--help")
     assert done.returncode == 0
     assert "Example: prdp_evaluate" in done.stdout
     assert "%%" not in done.stdout

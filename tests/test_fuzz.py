@@ -13,6 +13,8 @@ from prdp_nb.prompts import load_prompts
 from prdp_nb.runs import damage, newest_intact, read_metrics, seal
 from prdp_nb.training import Trainer
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 CASES, SEED = int(os.environ.get("PRDP_FUZZ", 2000)), os.environ.get("PRDP_SEED", "0")
 
 def pieces(dice: random.Random) -> bytes:

@@ -33,6 +33,8 @@ from prdp_nb.runs import (
 from prdp_nb.training import Trainer
 from prdp_nb.trajectories import noise_floor, sample_rollout, score
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 PROMPTS = ["a painting of a fox", "a painting of a duck"]
 HALVES = (torch.bfloat16, torch.float16)
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")

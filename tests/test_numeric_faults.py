@@ -24,6 +24,8 @@ from prdp_nb.processes import join_ranks
 from prdp_nb.runs import read_metrics, saved_checkpoints
 from prdp_nb.training import Trainer, collect_and_update
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 TINY = dict(
     epochs=2, prompts_per_epoch=3, images_per_prompt=2, num_inference_steps=2, updates_per_epoch=2,
     batch_size=4, learning_rate=1e-3, reward="colourfulness", eval_images_per_prompt=1,

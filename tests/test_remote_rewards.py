@@ -140,10 +140,10 @@ server.serve_forever()
 
 # A run
 
-def test_a_run_asks_a_service_and_goes_on_with_it(serve, prompt_file, tmp_path):
+def test_a_run_asks_a_service_and_goes_on_with_it(serve, tiny_model, prompt_file, tmp_path):
     server, run = serve(scoring), tmp_path/"run"
     reward = f"0.5*{server.url} + colourfulness"
-    fields = dict(TINY, prompts=prompt_file, reward=reward, output_dir=run)
+    fields = dict(TINY, model=tiny_model, prompts=prompt_file, reward=reward, output_dir=run)
     assert train_command([*flags(fields), "--eval_rewards", server.url]) == 0
     assert Config.load(run/"config.yaml").reward == reward
     assert {f"reward_mean/{server.url}", "reward_mean/Colourfulness"} < set(read_metrics(run))
@@ -165,13 +165,14 @@ def test_a_service_that_is_away_is_met_before_the_run_folder_is_made(serve, prom
 
 # What must stay secret
 
-def test_credentials_are_sent_and_nowhere_written(serve, prompt_file, tmp_path):
+def test_credentials_are_sent_and_nowhere_written(serve, tiny_model, prompt_file, tmp_path):
     def guarded(body):
         known = server.requests[-1][0].get("Authorization") == "Bearer secret"
         return scoring(body) if known else says("who are you?", 401)(body)
     server = serve(guarded)
     reward = HTTPReward(server.url, headers={"Authorization": "Bearer secret"})
-    fields = dict(TINY, eval_rewards=(), prompts=str(prompt_file), output_dir=str(tmp_path/"run"))
+    fields = dict(TINY, model=str(tiny_model), eval_rewards=(), prompts=str(prompt_file),
+                  output_dir=str(tmp_path/"run"))
     Trainer(Config(**fields), reward).train()
     files = [path.read_bytes() for path in (tmp_path/"run").rglob("*") if path.is_file()]
     assert any(server.url.encode() in content for content in files)

@@ -35,6 +35,8 @@ from prdp_nb.runs import (
     damage, epoch_of, newest_intact, read_metrics, run_lock, saved_checkpoints)
 from prdp_nb.training import Trainer, check_run, restore, run_epoch
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 TINY = dict(
     epochs=4, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2, updates_per_epoch=2,
     cell_fraction=0.5, learning_rate=1e-2, reward="colourfulness", eval_images_per_prompt=1,

@@ -26,6 +26,8 @@ from prdp_nb.runs import read_metrics
 from prdp_nb.scoring import RewardThreads, Scoring, score_terms
 from prdp_nb.training import Trainer, check_run, warn_of_equal_rewards
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 TINY = dict(
     epochs=1, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2, learning_rate=1e-2,
     reward="jpeg_compressibility", eval_images_per_prompt=1, eval_rewards=(), save_every=1,

@@ -9,6 +9,8 @@ from prdp_nb.rewards import REWARDS, SERVICE, Reward, WeightedSum, load_reward, 
 from prdp_nb.config import Config
 from prdp_nb.training import Trainer
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 ROOT = Path(__file__).resolve().parents[1]
 SUM = "10*pickscore + 2*hpsv2 + 0.05*aesthetic"
 

@@ -25,6 +25,8 @@ from prdp_nb.runs import (atomic_write, checkpoints, damage, flush, load_checkpo
                           read_metrics, saved_checkpoints)
 from prdp_nb.training import Trainer
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 TINY = dict(
     epochs=2, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2, learning_rate=1e-2,
     reward="colourfulness", eval_images_per_prompt=1, eval_rewards=(), save_every=1)

@@ -19,6 +19,8 @@ from prdp_nb.training import Trainer
 from prdp_nb.trajectories import sample_rollout
 from tiny_sd import tiny_pipeline
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 PROMPTS = ["a painting of a fox", "a painting of a duck"]
 ZERO_SNR = dict(rescale_betas_zero_snr=True, prediction_type="v_prediction",
                 timestep_spacing="trailing")

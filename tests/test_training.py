@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import run_forked
 from PIL import Image
 
 from prdp_nb.algorithm import train
@@ -108,7 +109,8 @@ def test_a_run_leaves_its_folder_and_says_so(run):
 
 def test_same_command_same_seed_same_numbers(run, tiny, prompt_file, tmp_path):
     def numbers(folder): return [row[:-1] for row in rows_of(folder/"metrics.csv")]
-    assert finish("train_command", *train_arguments(tmp_path/"again", prompt_file)).returncode == 0
+    arguments = [str(part) for part in train_arguments(tmp_path/"again", prompt_file)]
+    assert run_forked(train_command, arguments, environment=ENV, folder=tmp_path).returncode == 0
     Trainer(tiny(model="emoji", output_dir=tmp_path/"other", seed=1)).train()
     assert numbers(tmp_path/"again") == numbers(run[0])
     assert numbers(tmp_path/"other") != numbers(run[0])
@@ -120,7 +122,8 @@ def test_sample_gives_the_image_of_stock_diffusers(run, tmp_path):
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     from prdp_nb.emoji import ASSETS
     arguments = [str(run[0]), "a painting of a fox", "--output"]
-    done = finish("sample_command", *arguments, tmp_path/"3.png", "--seed", 3)
+    done = run_forked(sample_command, [*arguments, str(tmp_path/"3.png"), "--seed", "3"],
+                      environment=ENV, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sample_command([*arguments, str(tmp_path/"4.png"), "--seed", "4"]) == 0
     ours, other = (Image.open(tmp_path/f"{seed}.png") for seed in (3, 4))

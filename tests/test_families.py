@@ -5,8 +5,6 @@ import functools
 import json
 import math
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.normalization import RMSNorm
+from forked import run_pair
 from PIL import Image
 
 from prdp_nb import algorithm
@@ -30,13 +29,13 @@ from prdp_nb.models import (
     FAMILIES, encode_prompts, family_of, generate, generate_stock, image_size, load_pipeline, network_of,
     sample_latents, sampling_policy)
 from prdp_nb.policies import trainable_parameters
-from prdp_nb.processes import FSDP
+from prdp_nb.processes import FSDP, leave_ranks
 from prdp_nb.rewards import as_reward, compute_rewards
 from prdp_nb.runs import load_checkpoint, read_metrics
 from prdp_nb.training import Trainer
 from prdp_nb.trajectories import batch_noise, sample_rollout, score
 from test_memory import Held
-from test_processes import SAYS, as_flags, assert_close, torchrun, weights
+from test_processes import ENV, as_flags, assert_close, weights
 from test_resume import breaks, same
 from tiny_sd import write_tiny_pipeline
 
@@ -615,23 +614,21 @@ def worker(folder, prompts):
     held, total = (sum(p.numel() for p in some)
                    for some in ([p.to_local() for p in weights], weights))
     print(f"{type(trainer.ranks).__name__}: {held} of {total}")
+    leave_ranks()
 
 
 def test_two_processes_learn_what_one_learns(folders, prompts, tmp_path):
     "To rounding: each encodes one prompt, and a pixel of an image may be rounded otherwise."
     (tmp_path/SD3).symlink_to(folders[SD3])
     one = Trainer(config_of(SD3, tmp_path, prompts, output_dir=str(tmp_path/"one"))).train()
-    command = torchrun(__file__, "worker", tmp_path, prompts)
-    done = subprocess.run(command, timeout=300, **SAYS)
-    assert done.returncode == 0, done.stderr[-4000:]
+    pair = run_pair(worker, tmp_path, prompts, environment=ENV, folder=tmp_path)
+    for done in pair: assert done.returncode == 0, done.stderr[-4000:]
     wanted, first = weights(one), weights(one, "checkpoints/epoch_0001")
     assert (first - wanted).norm() > 1e-3*wanted.norm()
     for name in ("whole", "shared"):
         assert_close(tmp_path/name, one, rtol=1e-3, kl_atol=1e-3)
         assert (weights(tmp_path/name) - wanted).norm() < 1e-5*wanted.norm()
-    shares = [line.split(": ")[1].split(" of ") for line in done.stdout.splitlines()
-              if line.startswith("Shards: ")]
+    shares = [line.split(": ")[1].split(" of ") for done in pair
+              for line in done.stdout.splitlines() if line.startswith("Shards: ")]
     assert len(shares) == 2 and sum(int(share) for share, _ in shares) == int(shares[0][1])
 
-
-if __name__ == "__main__": globals()[sys.argv[1]](*map(Path, sys.argv[2:]))

@@ -6,21 +6,19 @@ ones. Two processes compare all that they hold before a checkpoint is written.""
 import json
 import math
 import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import run_pair
 
 from prdp_nb import algorithm, training, trajectories
 from prdp_nb.algorithm import SKIPS, LossScaler, gradient_step
 from prdp_nb.baselines import OBJECTIVES
 from prdp_nb.commands import run_command
 from prdp_nb.config import Config
-from prdp_nb.processes import join_ranks
+from prdp_nb.processes import join_ranks, leave_ranks
 from prdp_nb.runs import read_metrics, saved_checkpoints
 from prdp_nb.training import Trainer, collect_and_update
 
@@ -354,23 +352,21 @@ def worker(folder, model, prompts):
         training.check_replicas = spoiled
         found[part] = run_command("prdp_train", trainer.train)
     (folder/f"{join_ranks().rank}.json").write_text(json.dumps(found))
+    leave_ranks()
 
 
 def test_two_processes_that_differ_in_one_bit_save_nothing_and_say_it(
         tmp_path, tiny_model, prompt_file):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
-               "2", __file__, str(tmp_path), str(tiny_model), str(prompt_file)]
-    environment = os.environ | dict(OMP_NUM_THREADS="1", TQDM_DISABLE="1", ACCELERATE_USE_CPU="1")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-4000:]
-    for rank in range(2):
+    environment = os.environ | dict(OMP_NUM_THREADS="1", TQDM_DISABLE="1")
+    pair = run_pair(worker, tmp_path, tiny_model, prompt_file, environment=environment,
+                    folder=tmp_path)
+    for rank, done in enumerate(pair):
+        assert done.returncode == 0, done.stderr[-4000:]
         found = json.loads((tmp_path/f"{rank}.json").read_text())
         assert found == {part: int(bool(part)) for part in SPOILS}
     for part in SPOILS:
         line = (f"prdp_train: error: epoch 1: process 1 does not hold what process 0 holds: {part} "
                 "differ; nothing was saved.")
-        assert done.stderr.count(line) == bool(part)
+        assert sum(done.stderr.count(line) for done in pair) == bool(part)
         assert len(saved_checkpoints(tmp_path/f"run_{part}")) == (not part)
 
-
-if __name__ == "__main__": worker(*map(Path, sys.argv[1:]))

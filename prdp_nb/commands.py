@@ -255,8 +255,8 @@ def write_evaluation(options: argparse.Namespace): # of `evaluate_parser`
     table = evaluate_runs(options.run, options.prompts, options.rewards, options.checkpoint,
                           options.images_per_prompt, options.device, options.prompt_column,
                           options.model, options.samplers)
-    if output: append_rows(output, table[COLUMNS])
     summary = summarise(table, by=("sampler", *BY))
+    if output: append_rows(output, table[COLUMNS])
     labels = summary.method + ", " + summary.sampler + " sampler"
     if options.plot: draw_gains(summary.assign(method=labels), options.plot)
     print(as_markdown(summary.drop(columns=["experiment", "method", "runs"])))

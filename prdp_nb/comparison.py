@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SEEDS_A_PROMPT', 'SAMPLERS', 'COLUMNS', 'RUN', 'BY', 'CENTRAL', 'fixed_seeds', 'Evaluation', 'by_training',
            'evaluate', 'check_same', 'compare', 'text_rows', 'read_rows', 'read_table', 'check_gains', 'gain_matrix',
-           'resampled_means', 'win_rate', 'summary_row', 'summarise', 'as_markdown', 'before_after', 'contrast',
-           'compare_methods', 'thin', 'digest', 'dump_evaluation', 'load_evaluation']
+           'resampled_means', 'interval_of', 'win_rate', 'summary_row', 'summarise', 'as_markdown', 'before_after',
+           'contrast', 'compare_methods', 'thin', 'digest', 'dump_evaluation', 'load_evaluation']
 
 # %% ../nbs/16_comparison.ipynb #2626a350
 import csv, hashlib, json
@@ -171,13 +171,13 @@ def read_table(
 RUN = ["experiment", "method", "seed"] # what tells one run from another
 
 def check_gains(table: pd.DataFrame): # rows of one scorer and one prompt set
-    "Raises `ValueError` for a run that holds a prompt of `table` twice."
-    twice = table[table.duplicated([*RUN, "prompt"])]
-    if twice.empty: return
-    row = twice.iloc[0]
-    run = f"run {row.experiment}, {row.method}, seed {row.seed}"
-    raise ValueError(f"{run} holds {row.prompt!r} twice: keep scorers and prompt sets apart, and "
-                     "evaluate a run once")
+    "Raises `ValueError` for a run that lacks a score, or holds a prompt twice."
+    def run(row): return f"run {row.experiment}, {row.method}, seed {row.seed}"
+    for row in table[table[["base", "tuned"]].isna().any(axis=1)].itertuples():
+        raise ValueError(f"{run(row)} has no score for {row.prompt!r}: it is NaN")
+    for row in table[table.duplicated([*RUN, "prompt"])].itertuples():
+        raise ValueError(f"{run(row)} holds {row.prompt!r} twice: keep scorers and prompt sets "
+                         "apart, and evaluate a run once")
 
 # %% ../nbs/16_comparison.ipynb #16c0de20
 def gain_matrix(
@@ -213,6 +213,10 @@ def resampled_means(
 BY = ("experiment", "method", "prompt_set", "scorer") # what a summary keeps apart
 CENTRAL = (0.025, 0.975) # quantiles at the ends of a 95 % interval
 
+def interval_of(means: np.ndarray, gains: np.ndarray) -> np.ndarray: # (2,)
+    "The 95 % interval of resampled means; NaN where a single gain was drawn again and again."
+    return np.quantile(means, CENTRAL) if gains.size > 1 else np.full(2, np.nan)
+
 def win_rate(gains: np.ndarray) -> float: # of any shape -> 0 to 1
     "The share of positive gains, with ties as half."
     return float((np.sign(gains).mean() + 1)/2)
@@ -224,7 +228,7 @@ def summary_row(
     "Runs, prompts, base, tuned, gain, low, high and win_rate of a group."
     gains = gain_matrix(part).to_numpy()
     runs, prompts = gains.shape
-    low, high = np.quantile(resampled_means(gains), CENTRAL)
+    low, high = interval_of(resampled_means(gains), gains)
     return dict(runs=runs, prompts=prompts, base=part.base.mean(), tuned=part.tuned.mean(),
                 gain=gains.mean(), low=low, high=high, win_rate=win_rate(gains))
 
@@ -257,7 +261,9 @@ def before_after(table: pd.DataFrame) -> str: # from `compare` -> text to print
     lines = [f"{'scorer':{width}}{'before':>10}{'after':>10}{'gain':>10}   95 % interval"]
     for row in summarise(table).itertuples():
         means = f"{row.base:10.4f}{row.tuned:10.4f}{row.gain:+10.4f}"
-        lines.append(f"{row.scorer:{width}}{means}   {row.low:+.4f} to {row.high:+.4f}")
+        ends = f"{row.low:+.4f} to {row.high:+.4f}"
+        if row.prompts*row.runs == 1: ends = "none: a single prompt"
+        lines.append(f"{row.scorer:{width}}{means}   {ends}")
     return "\n".join(lines)
 
 # %% ../nbs/16_comparison.ipynb #4f59e707
@@ -290,7 +296,8 @@ def compare_methods(
         one, two = gains[methods == first].to_numpy(), gains[methods == second].to_numpy()
         if not (len(one) and len(two)):
             raise ValueError(f"{', '.join(map(str, names))}: there are rows of one method only, "
-                             f"expected {first} and {second}")
+                             f"expected {first} and {second}; if the other's are in another "
+                             "experiment, leave experiment out of by")
         rows.append(dict(zip(by, names)) | contrast(one, two))
     return pd.DataFrame(rows)
 

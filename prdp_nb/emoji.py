@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ANIMALS', 'STYLES', 'SIZE_WORDS', 'COLOURS', 'PAPER', 'ONE', 'SENTENCE', 'ASSETS', 'IMAGE_SIZE', 'GRID', 'ALONE',
            'OF_A_PAIR', 'SCORER_CONFIG', 'LEAST_CONTRAST', 'Scene', 'parse_prompt', 'stable_hash', 'held_out_pairs',
-           'sentences', 'prompt_splits', 'sprites', 'places', 'placements', 'render', 'show_images', 'load_pipeline',
-           'as_pixels', 'load_weights', 'make_scorer', 'EmojiScore', 'make_aesthetic_head', 'EmojiAesthetic',
-           'conv_block', 'JudgeNet', 'fidelity', 'EmojiJudge', 'allowed_layers', 'EmojiTruth']
+           'sentences', 'asking_for', 'prompt_splits', 'sprites', 'places', 'placements', 'render', 'show_images',
+           'load_pipeline', 'as_pixels', 'load_weights', 'make_scorer', 'EmojiScore', 'make_aesthetic_head',
+           'EmojiAesthetic', 'conv_block', 'JudgeNet', 'fidelity', 'EmojiJudge', 'allowed_layers', 'EmojiTruth']
 
 # %% ../nbs/12_emoji.ipynb #c7ef4d58
 import hashlib, math, re
@@ -102,6 +102,13 @@ def sentences() -> dict[str, bool]: # prompt -> does it name a held-out pair? 39
     return {f"a {style} of {subject}{ending}": held_out
             for (subject, held_out), style, ending in product(named, STYLES, endings)}
 
+# %% ../nbs/12_emoji.ipynb #056bfd47
+def asking_for(prompts: list[str], style: str, size: str) -> list[str]: # the first 200
+    "Prompts of a style whose animals all have that size word."
+    scenes = ((prompt, parse_prompt(prompt)) for prompt in prompts)
+    asked = (p for p, scene in scenes if (scene.style, {*scene.sizes}) == (style, {size}))
+    return list(islice(asked, 200))
+
 # %% ../nbs/12_emoji.ipynb #bfc9703d
 @lru_cache(maxsize=None)
 def prompt_splits() -> dict[str, list[str]]: # set name -> prompts in a fixed order
@@ -114,9 +121,7 @@ def prompt_splits() -> dict[str, list[str]]: # set name -> prompts in a fixed or
                 emoji_seen=train[::200],
                 emoji_unseen_pairs=[prompt for prompt in ordered if every[prompt]][:500])
     for style, size in product(STYLES, ("small", "large")):
-        scenes = ((prompt, parse_prompt(prompt)) for prompt in rest)
-        asked = (p for p, scene in scenes if (scene.style, {*scene.sizes}) == (style, {size}))
-        sets[f"emoji_{style.replace(' ', '_')}_{size}"] = list(islice(asked, 200))
+        sets[f"emoji_{style.replace(' ', '_')}_{size}"] = asking_for(rest, style, size)
     return sets
 
 # %% ../nbs/12_emoji.ipynb #8b31e4a3

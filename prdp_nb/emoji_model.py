@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNET_CONFIG', 'DROPOUT', 'FLOW_CONFIG', 'patches', 'patch_pca', 'to_latents', 'world_scheduler', 'trapezoid',
            'save_states', 'restore', 'fit', 'describe', 'make_unet', 'make_text_encoder', 'latent_dataset',
-           'drop_rates', 'simple_rows', 'exchange_names', 'denoising_loss', 'make_transformer', 'read_tokens',
+           'drop_rates', 'pick', 'simple_rows', 'exchange_names', 'denoising_loss', 'make_transformer', 'read_tokens',
            'flow_loss', 'make_parts', 'say_errors', 'train_denoiser', 'make_vae', 'to_pixels', 'psnr', 'as_sampled',
            'decoder_loss', 'encoder_loss', 'train_vae', 'roundtrip']
 
@@ -56,8 +56,7 @@ def to_latents(
 # %% ../nbs/91_emoji_model.ipynb #e408e5f3
 def world_scheduler(): # stock `DDIMScheduler`
     "The noise schedule of this recipe."
-    return log_snr_scheduler(end=-8.0, prediction_type="v_prediction",
-                             timestep_spacing="trailing")
+    return log_snr_scheduler(end=-8.0, prediction_type="v_prediction", timestep_spacing="trailing")
 
 # %% ../nbs/91_emoji_model.ipynb #75f9dda6
 def trapezoid(
@@ -178,6 +177,9 @@ def latent_dataset(
 def drop_rates(faulty: Tensor) -> Tensor: # (M,) how often each caption is dropped
     return torch.where(faulty, DROPOUT["faulty"], DROPOUT["clean"])
 
+def pick(rows: Tensor, number: int, generator: torch.Generator) -> Tensor: # some, with repetition
+    return rows[torch.randint(len(rows), (number,), generator=generator)]
+
 def simple_rows(data: dict, tokenizer) -> Tensor: # of `latent_dataset`; the rows asked for
     "Rows of faultless images of a single animal."
     two = (data["ids"] == tokenize(tokenizer, ["and"])[0, 1]).any(1)
@@ -186,8 +188,8 @@ def simple_rows(data: dict, tokenizer) -> Tensor: # of `latent_dataset`; the row
 def exchange_names(tokenizer, tokens: Tensor, seed: int) -> Tensor: # (M, 24) token ids, both
     "Captions with other animals in place of their own, drawn by the seed."
     names, other = tokenize(tokenizer, ANIMALS)[:, 1], tokens.clone()
-    found, generator = torch.isin(tokens, names), torch.Generator().manual_seed(seed)
-    other[found] = names[torch.randint(len(names), (found.sum(),), generator=generator)]
+    found = torch.isin(tokens, names)
+    other[found] = pick(names, int(found.sum()), torch.Generator().manual_seed(seed))
     return other
 
 # %% ../nbs/91_emoji_model.ipynb #0aeb365f
@@ -274,7 +276,7 @@ def train_denoiser(
     tokenizer, # `CLIPTokenizer`
     flow: bool = False, # see `make_parts`
     size: int = 120_000, # images
-    steps: int = 8000, # of the optimizer
+    steps: int = 7000, # of the optimizer
     simple_steps: int = 1000, # of these, the first: they see `simple_rows` alone
     batch_size: int = 64, # images a step
     learning_rate: float = 2e-3, # while it holds
@@ -291,8 +293,7 @@ def train_denoiser(
     simple, every = simple_rows(data, tokenizer), torch.arange(len(rates))
     def loss(step): # its draws depend on the step alone, so a resumed run makes the same ones
         generator = torch.Generator().manual_seed(seed*1_000_003 + step)
-        shown = simple if step < simple_steps else every
-        rows = shown[torch.randint(len(shown), (batch_size,), generator=generator)]
+        rows = pick(simple if step < simple_steps else every, batch_size, generator)
         tokens = data["ids"][rows]
         tokens[torch.rand(batch_size, generator=generator) < rates[rows]] = empty
         value = loss_of(model, data["latents"][rows].float(), tokens, generator)
@@ -308,7 +309,7 @@ def make_vae(): # stock `AutoencoderKL`
     "64x64x3 pixels <-> 8x8x16 latents."
     from diffusers import AutoencoderKL
     return AutoencoderKL(
-        block_out_channels=(16, 16, 64, 128), down_block_types=("DownEncoderBlock2D",)*4,
+        block_out_channels=(16, 16, 64, 192), down_block_types=("DownEncoderBlock2D",)*4,
         up_block_types=("UpDecoderBlock2D",)*4, latent_channels=16, layers_per_block=1,
         norm_num_groups=8, sample_size=IMAGE_SIZE, scaling_factor=1.0, shift_factor=0.0)
 
@@ -363,8 +364,8 @@ def encoder_loss(
 # %% ../nbs/91_emoji_model.ipynb #1c5825a2
 def train_vae(
     folder: Path, # holds `latents.safetensors`; the finished `vae` goes there
-    size: int = 60_000, # images
-    steps: int = 5000, # of the optimizer
+    size: int = 120_000, # images
+    steps: int = 4000, # of the optimizer
     batch_size: int = 32, # images a step
     learning_rate: float = 2e-3, # while it holds
     seed: int = 0, # that of the denoiser's images; of weights and draws too
@@ -372,12 +373,12 @@ def train_vae(
     "Encoder and decoder learn side by side, each from its own loss; resumes from its checkpoint."
     from safetensors.torch import load_file
     torch.manual_seed(seed)
-    latents = load_file(folder/"latents.safetensors")["latents"][:size].clone()
-    images = web_dataset(size, seed)[0]
+    data, images = load_file(folder/"latents.safetensors"), web_dataset(size, seed)[0]
+    latents, faultless = data["latents"][:size].clone(), (~data["faulty"][:size]).nonzero()[:, 0]
     vae = make_vae().to(memory_format=torch.channels_last).train()
     def loss(step): # its draws depend on the step alone, as the denoiser's
         generator = torch.Generator().manual_seed(seed*1_000_003 + step)
-        rows = torch.randint(len(latents), (batch_size,), generator=generator)
+        rows = pick(faultless if step % 8 else torch.arange(size), batch_size, generator)
         z, x = latents[rows].float(), to_pixels(images[rows.numpy()])
         value, decibel = decoder_loss(vae, z, x, generator)
         if step % 4 == 0: value = value + encoder_loss(vae, z, x) # easy: a quarter is enough

@@ -88,7 +88,7 @@ def load_scorers(
 ) -> dict[str, Reward]: # name -> scorer
     "The scorers to evaluate with."
     asked = listed(rewards) or scorer_names(config, prompts) or (config.reward,)
-    asked = dict.fromkeys(asked)
+    asked = {s if isinstance(s, str) else id(s): s for s in asked}.values()
     names = distinct([str(s if isinstance(s, str) else as_reward(s)) for s in asked])
     return dict(zip(names, map(load, asked)))
 
@@ -116,11 +116,15 @@ def evaluate_set(
     for scorer in scorers.values(): probe(scorer, prompts[0], size, min(images, 2))
     measure = partial(evaluate, prompts=prompts, scorers=scorers, config=config, images=images,
                       keep=0, sampler=sampler)
-    way = config.model, config.dtype, *config.sampling.values(), sampler
+    way = config.model, config.dtype, *config.loading.values(), *config.sampling.values(), sampler
     key = *way, images, tuple(prompts), tuple(scorers)
-    if key not in bases: bases[key] = measure(base_of(config, pipe), title=f"base on {name}")
+    if key not in bases:
+        base = base_of(config, pipe)
+        bases[key] = measure(base, title=f"base on {name}"), weight_samples(base)
+    evaluation, weights = bases[key]
+    check_base(config.model, weights, Path(config.output_dir)) # may be another run than the first
     tuned = measure(pipe, title=f"{Path(config.output_dir).name} on {name}")
-    return compare(bases[key], tuned, config, name)
+    return compare(evaluation, tuned, config, name)
 
 # %% ../nbs/25_evaluation.ipynb #68602315
 def experiment_name(run: str | Path, checkpoint: str, sampler: str) -> str: # as `evaluate_runs`
@@ -143,16 +147,19 @@ def evaluate_runs(
 ) -> pd.DataFrame: # the `COLUMNS` of 16 and sampler; a row a run, set, sampler, scorer and prompt
     """Runs against their base on the same seeds. The experiment has the name of the run folder.
     Raises `ValueError`, `OSError` or `RewardError`."""
-    for sampler in listed(samplers): lookup("sampler", sampler, SAMPLERS)
+    runs, samplers = listed(runs), dict.fromkeys(listed(samplers))
+    if not runs: raise ValueError("there is no run to evaluate: give one run folder or more")
+    for sampler in samplers: lookup("sampler", sampler, SAMPLERS)
     check("images_per_prompt", images_per_prompt, dict(at_least=1, at_most=SEEDS_A_PROMPT))
-    load, threads, bases, tables = cache(load_scorer), cache(RewardThreads), {}, []
-    for run in listed(runs):
+    by_name, threads, bases, tables = cache(load_scorer), cache(RewardThreads), {}, []
+    def load(scorer): return (by_name if isinstance(scorer, str) else load_scorer)(scorer)
+    for run in runs:
         config, pipe = load_checkpoint(run, checkpoint, device, model)
         images = images_per_prompt or config.eval_images_per_prompt
         for prompt_set, texts in load_sets(config, prompts, prompt_column).items():
             scorers = {name: threads(pipe.device)(scorer) for name, scorer
                        in load_scorers(config, rewards, load, texts).items()}
-            for sampler in listed(samplers):
+            for sampler in samplers:
                 table = evaluate_set(pipe, config, texts, prompt_set, scorers, images, bases,
                                      sampler)
                 name = experiment_name(run, checkpoint, sampler)
@@ -181,7 +188,8 @@ def check_ways(
     ways = {}
     for label, run in runs.items():
         config = run_config(run)
-        ways[label] = config.sampling if model else dict(model=config.model) | config.sampling
+        way = config.sampling | dict(dtype=config.dtype) | config.loading
+        ways[label] = way if model else dict(model=config.model) | way
         first = next(iter(ways))
         if ways[label] != ways[first]:
             raise ValueError(f"{label} samples with {ways[label]}, {first} with {ways[first]}: "
@@ -200,10 +208,15 @@ def draw_models(
     """A row for the base and one for each run, a column for each prompt, the same seed in each
     column. Raises `ValueError` for runs that sample in different ways."""
     rows = {}
+    if "base" in runs: raise ValueError("'base' is the row of the base: give the run another label")
     check_ways(runs, model)
     for label, run in runs.items():
         config, pipe = load_checkpoint(run, checkpoint, device, model)
-        if not rows: rows["base"] = sample_prompts(config, base_of(config, pipe), prompts, image)
+        if not rows:
+            base = base_of(config, pipe)
+            rows["base"] = sample_prompts(config, base, prompts, image)
+            weights = weight_samples(base)
+        check_base(config.model, weights, Path(config.output_dir))
         rows[label] = sample_prompts(config, pipe, prompts, image)
     draw_grid(rows, prompts, path)
 
@@ -225,8 +238,10 @@ def draw_strip(
     device: str | None = None, # None: the run's own, or the best there is
     model: str | None = None, # where the run's base is now; None: in its old place
 ):
-    "A row for each prompt, a column for the base and for each checkpoint, one seed a row."
-    sampled = {}
+    """A row for each prompt, a column for the base and for each checkpoint, one seed a row. Raises
+    `ValueError` for a prompt that is there twice."""
+    sampled, twice = {}, [prompt for prompt in {*prompts} if prompts.count(prompt) > 1]
+    if twice: raise ValueError(f"{twice[0]!r} is there twice: give each prompt once")
     for name in spaced_checkpoints(run, columns):
         config, pipe = load_checkpoint(run, name, device, model)
         if not sampled:

@@ -22,7 +22,7 @@ from .algorithm import collect, image_seeds, train, trajectory_kl
 from .baselines import OBJECTIVES, dpok_loss
 from .comparison import COLUMNS, read_table
 from .config import Config
-from .evaluation import evaluate_runs, gather_metrics
+from .evaluation import evaluate_runs, experiment_name, gather_metrics
 from .lab import Lab
 from .objectives import Objective
 from .policies import Policy
@@ -109,9 +109,8 @@ def held_out(
     prompts = list(lab.held_out)
     seeds = image_seeds(2**31 - 1, 0, len(prompts), images)
     rollout, samples, _ = collect(policy, lab, prompts, seeds, batch_size=len(prompts))
-    repeated = lab.held_out.repeat_interleave(images, 0)
-    quality = lab.answers.quality(samples, repeated).mean().item()
-    return dict(quality=quality, kl=trajectory_kl(rollout))
+    quality = lab.answers.quality(samples, lab.held_out.repeat_interleave(images, 0)).mean()
+    return dict(quality=quality.item(), kl=trajectory_kl(rollout))
 
 # %% ../nbs/30_stability.ipynb #f8385671
 PATIENCE = 300 # epochs without any quality after which a run is given up as lost
@@ -177,7 +176,7 @@ def append(path: Path, run: LabRun, rows: list[dict]): # to a table, made where 
         for row in rows:
             writer.writerow(asdict(run) | {name: format(row[name], ".5g") for name in FOUND})
 
-# %% ../nbs/30_stability.ipynb #e3136179
+# %% ../nbs/30_stability.ipynb #7bed3727
 def work(run: LabRun) -> tuple[LabRun, list[dict]]: # what a worker does
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -189,16 +188,22 @@ def run_all(
     path: Path, # a CSV file; runs that are in it already are not made again
     workers: int | None = None, # processes of one thread; 0: only this one; None: one a core
 ):
-    "Make runs and add each to a table as soon as it is done, so that an interruption loses little."
+    """Make runs and add each to a table as soon as it is done, so that an interruption loses
+    little. Raises the error of a run that failed when the others are done."""
     done = rows_done(path)
     missing = [run for run in dict.fromkeys(runs) if as_text(run) not in done]
     if not missing: return
     if workers == 0:
         for run in missing: append(path, *work(run))
         return
-    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        for answer in as_completed([pool.submit(work, run) for run in missing]):
-            append(path, *answer.result())
+    pool = ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn"))
+    try:
+        answers, errors = [pool.submit(work, run) for run in missing], []
+        for answer in as_completed(answers):
+            if error := answer.exception(): errors.append(error)
+            else: append(path, *answer.result())
+        if errors: raise errors[0]
+    finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/30_stability.ipynb #8f4b277c
 def read_runs(
@@ -210,8 +215,7 @@ def read_runs(
     parts = dict(list(table.groupby(SETTINGS, sort=False)))
     missing = [run for run in runs if as_text(run) not in parts]
     if missing:
-        raise ValueError(f"{path} lacks {len(missing)} runs, the first of them {missing[0]}: "
-                         "make them with run_all")
+        raise ValueError(f"{path} lacks {len(missing)} runs, such as {missing[0]}: see run_all")
     rows = [parts[as_text(run)].assign(**asdict(run)) for run in runs]
     return pd.concat(rows).astype({name: float for name in FOUND}).reset_index(drop=True)
 
@@ -241,7 +245,7 @@ def train_run(
         if (there/"config.yaml").exists() and not same_settings(run_config(there), config):
             raise ValueError(f"{str(there)!r} holds a run of other settings than asked for: delete "
                              "it, or choose another folder")
-    if kept.exists(): return None
+    if (kept/"config.yaml").exists(): return None
     if (run/"evaluation.csv").exists(): return run
     if not (run/"config.yaml").exists(): return Trainer(config).train()
     places = dict(prompts=config.prompts, eval_prompts=config.eval_prompts) # from here
@@ -266,7 +270,10 @@ def add_rows(
     keys: list[str], # columns that tell rows apart: a row replaces the one that agrees with it
 ):
     "Add rows to a table on disk; six digits of each number are kept."
-    if path.exists(): rows = pd.concat([pd.read_csv(path), rows])
+    if path.exists():
+        text = {name: str for name in rows.select_dtypes(exclude="number")} # "null" is a word
+        no = {name: ["", "nan"] for name in rows if name not in text}
+        rows = pd.concat([pd.read_csv(path, dtype=text, keep_default_na=False, na_values=no), rows])
     rows.drop_duplicates(keys, keep="last").to_csv(path, index=False, float_format="%.6g")
 
 # %% ../nbs/30_stability.ipynb #50d302a9
@@ -281,10 +288,16 @@ def keep_results(
     method_of = {run: method for method, folders in runs.items() for run in folders}
     if not method_of: return
     folder.mkdir(parents=True, exist_ok=True)
-    if prompts: table = evaluate_runs([*method_of], prompts, images_per_prompt=images_per_prompt)
-    else: table = read_table(*(run/"evaluation.csv" for run in method_of))
-    names = {run.name: method for run, method in method_of.items()}
-    table = table.assign(method=table.experiment.map(names), experiment=folder.name)
+    names = {experiment_name(run, "final", "training"): method for run, method in method_of.items()}
+    if prompts and len(names) < len(method_of):
+        raise ValueError(f"some of {', '.join(map(str, method_of))} have the same folder name, and "
+                         "their rows could not be told apart: rename them")
+    if prompts:
+        table = evaluate_runs([*method_of], prompts, images_per_prompt=images_per_prompt)
+        table = table.assign(method=table.experiment.map(names))
+    else: table = pd.concat([read_table(run/"evaluation.csv").assign(method=method)
+                             for run, method in method_of.items()])
+    table = table.assign(experiment=folder.name)
     add_rows(folder.with_name(f"{folder.name}.csv"), table[COLUMNS], COLUMNS[:-2])
     metrics = folder.with_name(f"{folder.name}_metrics.csv")
     add_rows(metrics, gather_metrics(runs), ["method", "seed", "epoch"])

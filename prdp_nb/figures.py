@@ -109,7 +109,7 @@ def draw_row(
     "Images side by side."
     line[0].set_ylabel(fit(label, 88, 3), fontsize=8)
     for axes, image, note in zip(line, images, notes):
-        axes.imshow(image, interpolation="nearest")
+        axes.imshow(image.convert("RGB"), interpolation="nearest")
         axes.set(xticks=[], yticks=[])
         axes.set_xlabel(fit(note, 88, 2), fontsize=8)
 
@@ -282,8 +282,12 @@ def draw_gains(
     summary: pd.DataFrame, # from `summarise`
     path: str | Path, # a PNG
 ):
-    "Mean gains with their intervals. What lies right of the line has risen."
-    keys = ("scorer", "prompt_set", "method")
+    """Mean gains with their intervals. What lies right of the line has risen. Raises `ValueError`
+    where a method has several rows of a scorer and a prompt set."""
+    keys = ["scorer", "prompt_set", "method"]
+    if (twice := summary[summary.duplicated(keys)]).size:
+        raise ValueError(f"{', '.join(twice.iloc[0][keys])}: expected one row, found several, such "
+                         "as those of several experiments: give each a method of its own")
     scorers, sets, methods = (list(summary[column].unique()) for column in keys)
     height = 1.5 + 0.3*len(sets)*max(len(methods), 2)
     figure = blank_figure(1.6 + 2.9*len(scorers), height)

@@ -58,11 +58,12 @@ PROMPT_SETS = dict( # name -> an entry of `HUB_SETS`, or the "module:function" t
 def stripped(
     entries: Iterable, # as read
 ) -> Iterator[str]: # one at a time
-    "Each entry without the white space around it. Raises `ValueError` for one that is not text."
+    """Each entry without white space, or signs of no width, around it. Raises `ValueError` for one
+    that is not text."""
     for i, entry in enumerate(entries): # a NUL or half a character cannot be shown or encoded
         if not isinstance(entry, str) or re.search("[\0\ud800-\udfff]", entry):
             raise ValueError(f"entry {i} is {entry!r:.100}, not text")
-        yield entry.strip()
+        yield re.sub(r"^[\s\ufeff\u200b]+|[\s\ufeff\u200b]+$", "", entry)
 
 # %% ../nbs/11_prompts.ipynb #bd7567db
 def tidy(

@@ -165,7 +165,9 @@ def compute_rewards(
     if not len(images) == len(prompts) > 0:
         raise ValueError(f"{len(images)} images and {len(prompts)} prompts: "
                          "give each image its prompt")
-    try: scores = reward(to_tensor(images) if reward.takes_tensors else images, prompts)
+    try: # copies, since a reward may change them in place, and others score them too
+        given = to_tensor(images) if reward.takes_tensors else [image.copy() for image in images]
+        scores = reward(given, [*prompts])
     except RewardError: raise
     except Exception as error:
         asked = f"{len(images)} images, image 0 of prompt {prompts[0]!r}"

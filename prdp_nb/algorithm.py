@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np, torch
 from torch import Tensor
 from .gradients import backward_log_probs, coefficients, draw_cells
-from .objectives import clip_fraction
+from .objectives import clip_fraction, float_type
 from .policies import Policy, trainable_parameters
 from .trajectories import Rollout, sample_rollout, score
 
@@ -85,7 +85,8 @@ def collect(
     if rewards.shape != (len(repeated),):
         raise ValueError(f"{type(world).__name__}.reward must return {len(repeated)} scores, "
                          f"one an image, not a tensor of shape {tuple(rewards.shape)}")
-    return rollout, images, rewards.to(rollout.log_probs.device).view(seeds.shape)
+    rewards = rewards.to(rollout.log_probs.device, float_type(rewards))
+    return rollout, images, rewards.view(seeds.shape)
 
 # %% ../nbs/07_algorithm.ipynb #4d98bb86
 class LossScaler(torch.amp.GradScaler):
@@ -223,6 +224,7 @@ def update(
         loss, weights = slopes(loss_fn, log_probs, whole)
         generator = torch.Generator().manual_seed(derive_seed(*seed, number))
         kept = keep_cells(weights, cell_fraction, generator)
+        optimizer.zero_grad() # what an interrupted update has left
         backward_log_probs(policy, rollout, kept[own], chunk_size=chunk_size,
                            at_least=processes.fill(kept), loss_scale=scaler.get_scale())
         if kept.any(): processes.add_up(trainable_parameters(policy))

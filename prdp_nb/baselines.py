@@ -14,8 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from .objectives import (
-    Objective, check_groups, check_positive, check_shapes, differences, pair_mean, prdp_loss,
-    rdp_loss, to_float64)
+    Objective, check_groups, check_positive, check_shapes, differences, float_type, pair_mean,
+    prdp_loss, rdp_loss, to_float64)
 from .trajectories import Rollout
 
 # %% ../nbs/08_baselines.ipynb #da0006e4
@@ -41,12 +41,12 @@ def standardise(
     among: Tensor, # the values whose mean and standard deviation count
     dim=None, # of `among`, the dimensions to take them over; all where not given
     floor: float = 1e-6, # δ, added to the deviation
-) -> Tensor: # as `values`
+) -> Tensor: # as `values`, but at least float32
     "How many standard deviations each value lies from the mean, computed in float64."
     value, among = to_float64(values, among)
     kept = dict(keepdim=dim is not None)
-    deviation = among.std(dim, correction=0, **kept) + floor
-    return ((value - among.mean(dim, **kept))/deviation).to(values)
+    mean, deviation = among.mean(dim, **kept), among.std(dim, correction=0, **kept) + floor
+    return ((value - mean)/deviation).to(values.device, float_type(values))
 
 # %% ../nbs/08_baselines.ipynb #c0a0f3dd
 def ddpo_batch_loss(
@@ -76,6 +76,7 @@ class PromptStatistics:
         prompts: Sequence, # N
         rewards: Tensor, # (N, B) of this epoch; they are remembered first
     ) -> Tensor: # (N, B) deviations from the prompt's own mean; the batch's where too few are known
+        rewards = rewards.to(float_type(rewards))
         for prompt, row in zip(prompts, rewards.tolist()):
             self.latest.setdefault(key(prompt), deque(maxlen=self.size)).extend(row)
         among = [rewards.new_tensor(self.latest[key(prompt)]) if self.knows(prompt) else rewards

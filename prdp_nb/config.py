@@ -27,9 +27,9 @@ def option(
 # %% ../nbs/20_config.ipynb #f15dc0a2
 def changes(value, result) -> bool: # what was given; the same as another type
     "Is the result something else than what was given, such as 2 for 2.5?"
-    if isinstance(value, bool): return True
+    if type(value).__name__ in ("bool", "bool_"): return True # Python's and NumPy's
     if isinstance(result, str): return not isinstance(value, (str, Path))
-    return isinstance(result, int) and isinstance(value, float) and result != value
+    return isinstance(result, int) and not isinstance(value, str) and bool(result != value)
 
 # %% ../nbs/20_config.ipynb #390ba254
 def cast_bool(name: str, value) -> bool: # the field's name; what it was given

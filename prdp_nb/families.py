@@ -11,7 +11,8 @@ import copy, inspect, math
 import numpy as np, torch
 from torch import Tensor, nn
 from .emoji import ASSETS
-from .models import StableDiffusion, image_sides, latent_shape, token_limit
+from .loading import token_limit
+from .models import StableDiffusion, image_sides, latent_shape
 from .policies import Condition
 from .rewards import lookup
 from .schedules import Schedule, flow_schedule
@@ -254,7 +255,7 @@ class Flux(StableDiffusion3):
         tokens = stock._pack_latents(latents, *latents.shape)
         places = stock._prepare_latent_image_ids(count, height//2, width//2, *kind)
         words = latents.new_zeros(condition["encoder_hidden_states"].shape[1], 3)
-        told = guidance and torch.full((count,), guidance, device=latents.device)
+        told = None if guidance is None else torch.full((count,), guidance, device=latents.device)
         output = network(tokens, timestep=timesteps/1000, guidance=told, img_ids=places,
                          txt_ids=words, **condition, return_dict=False)[0]
         return stock._unpack_latents(output, 8*height, 8*width, 8)

@@ -40,7 +40,7 @@ def add_lora(
     from peft import LoraConfig
     check_targets(network, targets)
     options = dict(init_lora_weights="gaussian", target_modules=list(targets))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]): # drawn on the CPU
         torch.manual_seed(seed)
         network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, **options))
     for p in network.parameters():
@@ -134,8 +134,14 @@ def save_finetuned(
     folder: str | Path, # made where it is missing
 ) -> Path: # that folder
     """Save what was trained. Stock diffusers loads it with `pipe.load_lora_weights(folder)`, or
-    after full finetuning with `DiffusionPipeline.from_pretrained(folder)`."""
-    if trains_adapter(policy):
+    after full finetuning with `DiffusionPipeline.from_pretrained(folder)`. Raises `ValueError`
+    where the folder holds a model of the other kind."""
+    adapter = trains_adapter(policy)
+    other = Path(folder)/("model_index.json" if adapter else LORA_FILE)
+    if other.exists():
+        raise ValueError(f"{str(folder)!r} holds a model of the other kind, {other.name}, which "
+                         "would be loaded in place of this one: choose another folder")
+    if adapter:
         part = family_of(pipe).network
         weights = {name.removeprefix(f"{part}."): value
                    for name, value in adapter_weights(pipe).items()}
@@ -199,9 +205,12 @@ def check_trainable(network: nn.Module, adapter: str): # of a pipeline; "lora" o
 
 # %% ../nbs/18_finetuning.ipynb #0fcb5bbc
 def check_targets(network: nn.Module, targets: tuple[str, ...]): # ends of names of layers
-    "Raises `ValueError` without targets, and for a target that names no layer."
-    layers = [f".{name}" for name, _ in network.named_modules()]
-    unknown = [t for t in targets if not any(layer.endswith(f".{t}") for layer in layers)]
+    "Raises `ValueError` without targets, and for a target that names no layer, or a whole block."
+    kinds = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
+    named = [(f".{name}", isinstance(layer, kinds)) for name, layer in network.named_modules()]
+    def fits(target): # all that it names can have an adapter, and there is one
+        return {layer for name, layer in named if name.endswith(f".{target}")} == {True}
+    unknown = [target for target in targets if not target or not fits(target)]
     if unknown or not targets:
         raise ValueError("lora_targets must name layers of the network, such as "
                          f"{', '.join(LORA_TARGETS)}, not {', '.join(unknown) or 'nothing'}")

@@ -205,9 +205,10 @@ def warn_of_spike(
     epoch: int, # 1 … E
 ):
     "One warning where the gradient is more than 10 times as long as the running median."
-    usual = float(np.median(earlier[-20:])) if len(earlier) >= 5 else math.inf
+    known = [length for length in earlier if length > 0] # 0: all rewards of each prompt were equal
+    usual = float(np.median(known[-20:])) if len(known) >= 5 else math.inf
     if norm <= 10*usual: return
-    warnings.warn(f"epoch {epoch}: a gradient of norm {norm:.3g}, {norm/max(usual, 1e-30):.0f} "
+    warnings.warn(f"epoch {epoch}: a gradient of norm {norm:.3g}, {norm/usual:.0f} "
                   f"times the median of the epochs before ({usual:.3g}). If reward_mean falls or "
                   "kl jumps next, go back to a checkpoint and lower learning_rate")
 
@@ -240,8 +241,7 @@ def trained_weights(
     pipe, # a diffusers pipeline
     policy: Policy, # made from it
 ) -> dict[str, Tensor]: # the live tensors by the names that `save_finetuned` gives them
-    """What is trained. Raises `ValueError` where the optimizer would train something else, such as
-    an adapter that is switched off."""
+    "What is trained. Raises `ValueError` where the optimizer would train something else."
     adapter, trained = trains_adapter(policy), trainable_parameters(policy)
     live = adapter_weights(pipe) if adapter else dict(network_of(pipe).named_parameters())
     if {value.data_ptr() for value in live.values()} != {p.data_ptr() for p in trained}:

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['WRONG', 'LEFT_OUT', 'LIBRARIES', 'quiet_loading', 'check_report', 'load_network', 'load_networks', 'read_head',
            'check_file', 'check_files', 'check_tokenizer', 'why_not_loaded', 'saying_where', 'from_folder_or_hub',
-           'freeze']
+           'freeze', 'token_limit']
 
 # %% ../nbs/09_loading.ipynb #4c2038bd
-import importlib, json, re
+import importlib, inspect, json, re
 from contextlib import contextmanager
 from pathlib import Path
 import torch
@@ -184,3 +184,13 @@ def freeze(pipe): # a diffusers pipeline, changed in place; returns it
     for part in pipe.components.values():
         if isinstance(part, nn.Module): part.requires_grad_(False).eval()
     return pipe
+
+# %% ../nbs/09_loading.ipynb #71e7d2ca
+def token_limit(pipe) -> dict[str, int]: # what its calls are told of the tokens to read, if asked
+    "As `load_pipeline` was asked. Raises `ValueError` for a pipeline that takes no such number."
+    asked = getattr(pipe, "max_sequence_length", None)
+    if asked is None: return {}
+    if "max_sequence_length" not in inspect.signature(pipe.__call__).parameters:
+        raise ValueError(f"a {type(pipe).__name__} reads a fixed number of tokens: leave "
+                         "max_sequence_length out")
+    return dict(max_sequence_length=asked)

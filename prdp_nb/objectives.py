@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['differences', 'pair_errors', 'pair_mean', 'proximal_errors', 'Objective', 'check_shapes', 'check_groups',
-           'check_positive', 'to_float64', 'rdp_loss', 'prdp_loss', 'clip_fraction']
+           'check_positive', 'to_float64', 'float_type', 'rdp_loss', 'prdp_loss', 'clip_fraction']
 
 # %% ../nbs/05_objectives.ipynb #2b3e655c
 from collections.abc import Callable
@@ -119,6 +119,10 @@ def to_float64(
 ) -> tuple[Tensor, ...]: # the same numbers in float64 on the CPU
     "Where the objectives compute; gradients flow back through it."
     return tuple(tensor.to("cpu", torch.float64) for tensor in tensors)
+
+def float_type(values: Tensor) -> torch.dtype: # float32, or their own where it is finer
+    "The type to compute in: whole numbers, truth values and half precision would round."
+    return torch.promote_types(values.dtype, torch.float32)
 
 # %% ../nbs/05_objectives.ipynb #4d0e3a91
 def rdp_loss(

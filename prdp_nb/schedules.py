@@ -90,7 +90,7 @@ def subset(
     from diffusers import DDIMScheduler
     ddim = DDIMScheduler.from_config(scheduler.config)
     ddim.set_timesteps(num_inference_steps)
-    return ddim.timesteps
+    return ddim.timesteps[:num_inference_steps] # "trailing" may end with one more
 
 # %% ../nbs/01_schedules.ipynb #d4f46f8f
 def alpha_bars(
@@ -197,8 +197,8 @@ def check_timesteps(
     if timesteps[-1] < 1 or timesteps[0] > last:
         span = f"{len(timesteps)} timesteps run from {timesteps[0]} to {timesteps[-1]}"
         raise ValueError(f"the {span}, but must lie between 1 and {last}: a step from 0 has no "
-                         "noise, hence no density; set steps_offset=1 or "
-                         "timestep_spacing='trailing', or take fewer steps")
+                         "noise, hence no density; let the model's scheduler_config.json say "
+                         "timestep_spacing \"trailing\", or \"leading\" with steps_offset 1")
 
 def check_eta(
     eta: float, # η

@@ -79,13 +79,13 @@ class Retrying(Around):
 
     def __call__(self, images, prompts):
         for attempt in range(self.retries + 1):
-            try: return check_scores(self.reward, self.reward(images, prompts), prompts)
+            given = images.clone() if torch.is_tensor(images) else [i.copy() for i in images]
+            try: return check_scores(self.reward, self.reward(given, [*prompts]), prompts)
             except Exception as error:
                 if attempt == self.retries or self.stopped.is_set(): raise
                 wait = RETRY_SECONDS*2**attempt
-                reason = f"{type(error).__name__}: {error}"
-                warnings.warn(f"reward {self.reward} failed ({reason}); retry {attempt + 1} of "
-                              f"{self.retries} in {wait:g} s")
+                warnings.warn(f"reward {self.reward} failed ({type(error).__name__}: {error}); "
+                              f"retry {attempt + 1} of {self.retries} in {wait:g} s")
                 if self.stopped.wait(wait): raise
 
 # %% ../nbs/22_scoring.ipynb #5d20c0a6
@@ -330,11 +330,11 @@ def probe(
 # %% ../nbs/22_scoring.ipynb #e64c2279
 @contextmanager
 def located(where: str): # in the run
-    """Errors of the numbers, of the memory and of the reward within the block begin with where they
-    happened."""
+    "Errors of numbers, memory and reward within the block begin with where they happened."
     try: yield
-    except (FloatingPointError, MemoryError, RewardError) as error:
-        raise type(error)(f"{where}: {error}") from error
+    except (kinds := (FloatingPointError, MemoryError, RewardError)) as error:
+        kind = next(kind for kind in kinds if isinstance(error, kind)) # needs a text alone
+        raise kind(f"{where}: {error}") from error
 
 # %% ../nbs/22_scoring.ipynb #5797a997
 def reward_label(config: Config) -> str: # what a run's reward is called in its tables

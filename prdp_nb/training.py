@@ -6,11 +6,11 @@
 __all__ = ['collect_and_update', 'training_prompts', 'Trainer', 'warn_of_equal_rewards', 'describe_epoch', 'check_noise',
            'check_unchanged', 'note_first', 'check_run', 'find_start', 'open_folder', 'begin', 'restore', 'record',
            'run_epoch', 'run_epochs', 'base_means', 'draw_run', 'finish', 'train_from', 'expected_seconds', 'save_rest',
-           'end_early', 'rescue', 'resumed_task']
+           'end_early', 'say', 'rescue', 'resumed_task']
 
 # %% ../nbs/24_training.ipynb #b5c1f361
 import math, time, warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 import safetensors.torch, torch
@@ -226,7 +226,7 @@ def restore(
     checkpoint: Path | None, # to go on from; None: from the beginning
 ):
     "Take up a checkpoint. What the run folder holds of later epochs goes."
-    ranks, folder = trainer.ranks, trainer.folder
+    ranks, folder, trainer.learner.learning = trainer.ranks, trainer.folder, False
     if ranks.main: (folder/"evaluation.csv").unlink(missing_ok=True)
     if checkpoint is None:
         if ranks.main: (folder/"metrics.csv").unlink(missing_ok=True)
@@ -347,7 +347,7 @@ def save_rest(trainer: Trainer, kind: str): # name of the error that ended the r
     whole: after an epoch's last update, and finite."""
     learner, progress, folder = trainer.learner, trainer.progress, trainer.folder
     with learner.averaged(): save_model(learner, folder, "final")
-    print(f"the model as it was then is in {folder/'final'}, what was measured in {folder}")
+    say(f"the model as it was then is in {folder/'final'}, what was measured in {folder}")
     whole = not learner.learning and kind != "FloatingPointError"
     if progress.epochs > progress.saved and whole: save_checkpoint(learner, progress, folder)
     few = trainer.table.prompts[:8]
@@ -358,14 +358,17 @@ def end_early(trainer: Trainer, error: BaseException): # that ended the run
     "Say why the run ended and how it goes on, and save what it has learnt, where that can be done."
     kind = error.kind if isinstance(error, Elsewhere) else type(error).__name__
     reason = "interrupted" if kind == "KeyboardInterrupt" else f"stopped by {kind}"
-    print(f"{reason} after {trainer.progress.epochs} of {trainer.config.epochs} epochs; to go on: "
-          f"prdp_train --resume {trainer.folder}")
+    say(f"{reason} after {trainer.progress.epochs} of {trainer.config.epochs} epochs; to go on: "
+        f"prdp_train --resume {trainer.folder}")
     if trainer.before is None or trainer.ranks.sharded:
         return # nothing was learnt, or the other processes have their part of it
     try: save_rest(trainer, kind)
-    except Exception as problem: print(f"not everything of the run could be saved: {problem}")
+    except Exception as problem: say(f"not everything of the run could be saved: {problem}")
 
 # %% ../nbs/24_training.ipynb #24a0c010
+def say(text: str): # a listener may be gone, such as `tee` after Ctrl-C
+    with suppress(OSError): print(text)
+
 def rescue(trainer: Trainer, error: BaseException): # that ended the run
     "Process 0 keeps what there is; the others wait for it, where all know that the run has ended."
     if trainer.ranks.main: end_early(trainer, error)
@@ -378,8 +381,11 @@ def resumed_task(
     config: Config | None, # what the run's configuration is expected to be
     named: dict, # fields to change on purpose
 ) -> tuple: # the `Config`, and the reward or None
-    """What a run goes on with. Raises `ValueError` as `resumed_config`, and for a reward that was
-    an object and is not given again."""
+    """What a run goes on with. Raises `ValueError` as `resumed_config`, for another folder, and for
+    a reward that was an object and is not given again."""
+    if "output_dir" in named:
+        raise ValueError("a run that goes on stays in its folder: leave out output_dir, or copy "
+                         "the folder first")
     if reward is not None: named = named | dict(reward=written(reward))
     config = resumed_config(run, config, **named)
     if reward is None and config.reward.startswith(OBJECT):

@@ -59,7 +59,11 @@ def sample_trajectories(
     noise: Tensor, # (M, T+1, *shape) from `image_noise`
     condition: Condition, # of M prompts, one an image
 ) -> tuple[Tensor, Tensor]: # latents (M, T+1, *shape), x_T first; log-probs (M, S)
-    "Denoise M images together; keep all latents, and the log-prob of every random step."
+    """Denoise M images together; keep all latents, and the log-prob of every random step. Raises
+    `ValueError` unless each image has a row of the condition."""
+    if rows := {len(value) for value in condition.values()} - {len(noise)}:
+        raise ValueError(f"{len(noise)} images, and conditions of {min(rows)}: give each image its "
+                         "prompt and its seed")
     latents, log_probs, std = [noise[:, 0]], [], policy.schedule.std
     for step, random in enumerate((std > 0).tolist()):
         mean = policy.mean(latents[-1], at_step(step, noise), condition)

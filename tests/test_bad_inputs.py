@@ -1,6 +1,7 @@
 """What people get wrong: whatever is given, one line says what it was, what was expected and what
 to do, before anything is sampled or written."""
 import json, shlex, shutil, sys
+from decimal import Decimal
 import numpy as np, pytest, torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -458,3 +459,10 @@ def test_flags_that_do_not_exist(line, expected, capsys):
     command, *arguments = line.split()
     with pytest.raises(SystemExit) as caught: COMMANDS[command](arguments)
     assert caught.value.code == 2 and expected in capsys.readouterr().err
+
+@pytest.mark.parametrize("value", [2.5, np.float32(2.5), np.float64(2.5), Decimal("2.5"), torch.tensor(2.5), True, np.True_])
+def test_a_number_of_another_kind_is_not_rounded(value):
+    assert message(Config, epochs=value).startswith("epochs must be ")
+
+@pytest.mark.parametrize("value", [3, 3.0, np.int64(3), np.float32(3), Decimal(3), torch.tensor(3), "3"])
+def test_a_whole_number_of_another_kind_is_taken(value): assert Config(epochs=value).epochs == 3

@@ -11,9 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from prdp_nb.commands import sample_command, train_command
 from prdp_nb.config import Config
+from prdp_nb.families import tiny_pipeline
 from prdp_nb.finetuning import LORA_FILE, adapter_weights, load_finetuned, make_policy, save_finetuned
-from prdp_nb.models import load_pipeline
+from prdp_nb.loading import quiet_loading
+from prdp_nb.models import generate, image_size, load_pipeline, sampling_policy
 from prdp_nb.policies import trainable_parameters
+import tiny_sd
 from tiny_sd import write_tiny_pipeline
 
 NETWORKS = ("text_encoder", "unet", "vae")
@@ -191,3 +194,88 @@ def test_a_base_model_is_not_shown_as_a_finetuned_one(lora, model, tmp_path, cap
     Config(model=str(model), prompts="animals", reward="colourfulness").save(run/"config.yaml")
     assert sample_command([str(run), "a fox", "--output", str(tmp_path/"fox.png")]) == 1
     assert "does not fit the model" in capsys.readouterr().err and not (tmp_path/"fox.png").exists()
+
+
+# Folders and settings that look like something else
+
+
+def test_a_name_of_a_model_is_that_model_whatever_lies_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/"emoji").mkdir()
+    assert load_pipeline("emoji").vae.config.latent_channels == 16
+
+
+def test_a_folder_with_an_at_in_its_path_loads(model, tmp_path):
+    place = tmp_path/"Drive-me@example.org"
+    shutil.copytree(model, place/"model")
+    pipe = load_pipeline(str(place/"model"))
+    save_finetuned(pipe, make_policy(pipe, 2, 1.0, adapter="full"), place/"final")
+    again = load_finetuned(place/"final", str(model)).unet.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in pipe.unet.state_dict().items())
+
+
+def set_in(file, **values): file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_a_network_that_is_told_its_guidance_is_refused(tmp_path, capsys):
+    with quiet_loading():
+        pipe = tiny_sd.tiny_pipeline()
+        pipe.unet = tiny_sd.unet(time_cond_proj_dim=8)
+        pipe.save_pretrained(tmp_path/"model")
+    assert "was distilled to be told its guidance" in said_of(tmp_path/"model", tmp_path, capsys)
+
+
+def test_a_model_without_a_size_asks_for_one(copy, tmp_path, capsys):
+    set_in(copy/"unet/config.json", sample_size=None)
+    assert "names no size of its images: give resolution" in said_of(copy, tmp_path, capsys)
+    assert image_size(load_pipeline(str(copy), resolution=64)) == 64
+
+
+@pytest.mark.parametrize("steps", [60, 61, 103, 201])
+def test_trailing_timesteps_are_as_many_as_asked_for(copy, steps):
+    set_in(copy/"scheduler/scheduler_config.json", timestep_spacing="trailing")
+    schedule = sampling_policy(load_pipeline(str(copy)), steps, 1.0).schedule
+    assert schedule.num_inference_steps == steps
+
+
+def test_a_spacing_that_visits_timestep_0_names_what_to_change(copy):
+    set_in(copy/"scheduler/scheduler_config.json", timestep_spacing="linspace")
+    with pytest.raises(ValueError, match='scheduler_config.json say timestep_spacing "trailing"'):
+        sampling_policy(load_pipeline(str(copy)), 5, 1.0)
+
+
+@pytest.mark.parametrize("target", ["attn1", "mid_block", "norm1", ""])
+def test_a_target_that_is_no_layer_leaves_the_network_as_it_was(target, model):
+    pipe = load_pipeline(str(model))
+    with pytest.raises(ValueError, match="lora_targets must name layers of the network"):
+        make_policy(pipe, 2, 1.0, lora_targets=("to_q", target))
+    assert make_policy(pipe, 2, 1.0, lora_targets=("to_q", "conv1")).reference
+
+
+@pytest.mark.parametrize("first, then", [("full", "lora"), ("lora", "full")])
+def test_two_kinds_of_model_are_not_saved_over_each_other(first, then, model, tmp_path):
+    for adapter in (first, then):
+        pipe = load_pipeline(str(model))
+        policy = make_policy(pipe, 2, 1.0, adapter=adapter)
+        if adapter == first: save_finetuned(pipe, policy, tmp_path/"out")
+    before = sorted((tmp_path/"out").rglob("*"))
+    with pytest.raises(ValueError, match="holds a model of the other kind"):
+        save_finetuned(pipe, policy, tmp_path/"out")
+    assert sorted((tmp_path/"out").rglob("*")) == before
+
+
+def test_prompts_and_seeds_that_do_not_match(model):
+    pipe = load_pipeline(str(model))
+    for prompts, seeds in ((["a fox"]*2, [0]), (["a fox"], [0, 1])):
+        with pytest.raises(ValueError, match="give each image its prompt and its seed"):
+            generate(pipe, prompts, seeds, 2, 1.0)
+
+
+@pytest.mark.parametrize("steps, scale, says", [
+    (0, 1.0, "num_inference_steps must be at least 1, not 0"),
+    (2, 0.0, "guidance_scale must be at least 1"),
+    (2, float("nan"), "guidance_scale must be at least 1")])
+@pytest.mark.parametrize("kind", ["FluxPipeline", "StableDiffusion3Pipeline", "SanaPipeline"])
+def test_flows_refuse_what_others_refuse(kind, steps, scale, says):
+    with quiet_loading(): pipe = tiny_pipeline(kind)
+    with pytest.raises(ValueError, match=says): sampling_policy(pipe, steps, scale)

@@ -667,3 +667,34 @@ def test_random_numbers_of_a_reward_go_on(tiny, tmp_path):
     seed()
     Trainer.resume(tmp_path/"run", reward=noisy(0)).train()
     assert same(tmp_path/"run", left_alone)
+
+
+# What an interruption leaves in memory
+
+
+def test_a_gradient_of_an_interrupted_update_is_not_in_the_next(tiny, tmp_path):
+    run = Trainer(tiny(tmp_path/"run", chunk_size=2, epochs=1)).train()
+    trainer, calls, backward = Trainer.resume(run, epochs=4), [], torch.Tensor.backward
+    def interrupting(loss):
+        calls.append(loss)
+        if len(calls) == 2: raise KeyboardInterrupt # the second chunk of an update
+        backward(loss)
+    with patch.object(torch.Tensor, "backward", interrupting), pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert any(p.grad is not None and p.grad.any() for p in trainer.learner.weights)
+    trainer.train()
+    assert same(trainer.folder, Trainer(tiny(tmp_path/"whole", chunk_size=2)).train())
+
+
+def test_what_nobody_reads_any_more_is_saved_all_the_same(tiny, tmp_path):
+    def gone(text): # after Ctrl-C
+        if "prompts x" not in text: raise BrokenPipeError
+    error = KeyboardInterrupt()
+    with breaks(6, error), patch("builtins.print", gone), pytest.raises(KeyboardInterrupt):
+        Trainer(tiny(tmp_path/"run", save_every=100)).train()
+    assert (tmp_path/"run/final"/LORA).exists() and saved_checkpoints(tmp_path/"run")
+
+
+def test_a_run_goes_on_in_its_own_folder(broken):
+    with pytest.raises(ValueError, match="leave out output_dir, or copy the folder first"):
+        Trainer.resume(broken, output_dir="elsewhere")

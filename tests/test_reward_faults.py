@@ -17,16 +17,22 @@ import torch
 from PIL import Image
 
 from prdp_nb import scoring
+from prdp_nb.algorithm import train
+from prdp_nb.baselines import PromptStatistics, ddpo_batch_loss, grpo_loss
 from prdp_nb.commands import evaluate_command, sample_command, train_command
 from prdp_nb.config import Config
 from prdp_nb.evaluation import evaluate_runs
-from prdp_nb.learner import FIRST_FILE, check_scores_of, first_scores
-from prdp_nb.rewards import REWARDS, Reward, RewardError, as_reward
+from prdp_nb.gradients import coefficients
+from prdp_nb.lab import Lab
+from prdp_nb.learner import FIRST_FILE, check_scores_of, first_scores, warn_of_spike
+from prdp_nb.objectives import Objective
+from prdp_nb.rewards import REWARDS, Reward, RewardError, as_reward, compute_rewards
 from prdp_nb.runs import read_metrics
-from prdp_nb.scoring import RewardThreads, Scoring, score_terms
+from prdp_nb.scoring import RewardThreads, Scoring, retrying, score_terms
 from prdp_nb.training import Trainer, check_run, warn_of_equal_rewards
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")
+ANY = Image.new("RGB", (4, 4))
 
 TINY = dict(
     epochs=1, prompts_per_epoch=2, images_per_prompt=2, num_inference_steps=2, learning_rate=1e-2,
@@ -186,7 +192,7 @@ def test_three_of_a_name_and_one_that_looks_numbered():
         reward.__name__ = name
         return as_reward(reward)
     total = sum((named(name) for name in names[1:]), named(names[0]))
-    assert len(score_terms(total, [None], ["a fox"])[1]) == 3
+    assert len(score_terms(total, [ANY], ["a fox"])[1]) == 3
 
 
 # Rewards that work in one thread only
@@ -346,7 +352,7 @@ def test_a_failure_does_not_wait_for_slower_answers(tiny, tmp_path):
             raise ValueError("down")
     with pytest.raises(RewardError, match="down"):
         with Scoring(Slow(), ["slow", "fast"], tiny(tmp_path/"run")) as under_way:
-            under_way.add([None]*4)
+            under_way.add([ANY]*4)
             threading.Timer(0.2, waited_for.set).start()
             under_way.wait() # for the slow one first
     assert ended == []
@@ -365,7 +371,7 @@ def test_ctrl_c_does_not_wait_for_further_attempts(on_reward_error, tiny, tmp_pa
     with warnings.catch_warnings(), pytest.raises(KeyboardInterrupt):
         warnings.simplefilter("ignore")
         with Scoring(as_reward(down), ["a fox", "a duck"], config) as under_way:
-            under_way.add([None]*4)
+            under_way.add([ANY]*4)
             assert failed.wait(60)
             raise KeyboardInterrupt
     until = time.monotonic() + 60
@@ -373,3 +379,74 @@ def test_ctrl_c_does_not_wait_for_further_attempts(on_reward_error, tiny, tmp_pa
         assert time.monotonic() < until # an hour is not waited for
         time.sleep(0.01)
     assert attempts == [4]
+
+
+# What an attempt leaves behind, and numbers of other kinds
+
+
+class Spoils(Reward):
+    "Changes what it is given, and fails the first time."
+    def __init__(self, takes_tensors): self.takes_tensors, self.calls = takes_tensors, 0
+    def __call__(self, images, prompts):
+        self.calls += 1
+        if self.takes_tensors: scores = images.sub_(0.5).div_(0.25).mean((1, 2, 3)).tolist()
+        else:
+            images.reverse()
+            prompts.pop()
+            scores = means(images)
+        if self.calls == 1: raise RuntimeError("a hiccup")
+        return scores
+
+
+@pytest.mark.parametrize("takes_tensors", [True, False])
+def test_another_attempt_gets_what_the_first_one_got(takes_tensors, monkeypatch):
+    monkeypatch.setattr(scoring, "RETRY_SECONDS", 0)
+    images = [Image.new("RGB", (4, 4), (level,)*3) for level in (10, 20, 30)]
+    once = Spoils(takes_tensors)
+    once.calls = 1 # which does not fail
+    expected = compute_rewards(once, images, ["a", "b", "c"]).tolist()
+    with pytest.warns(match="a hiccup"):
+        found = compute_rewards(retrying(Spoils(takes_tensors), 1), images, ["a", "b", "c"])
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("rewards", [torch.tensor([[1, 2, 3, 4]]),
+                                     torch.tensor([[True, False, True, True]]),
+                                     torch.tensor([[1.125, 1.25, 0.5, 2]], dtype=torch.float16)])
+def test_rewards_of_any_kind_of_number_give_the_advantages_of_float32(rewards):
+    torch.manual_seed(0)
+    log_probs = torch.randn(1, 4, 3)
+    for loss in (grpo_loss, ddpo_batch_loss):
+        gradients = [coefficients(lambda now: loss(now, log_probs, given, clip_range=1.0), log_probs)[1]
+                     for given in (rewards, rewards.float())]
+        assert torch.equal(*gradients) and gradients[0].unique().numel() > 1
+    found, expected = (PromptStatistics()(["a"], given) for given in (rewards, rewards.float()))
+    assert torch.equal(found, expected) and found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.float16])
+def test_a_world_may_reward_with_any_kind_of_number(kind):
+    world = Lab()
+    rewarded = world.reward
+    world.reward = lambda samples, prompts: (rewarded(samples, prompts) > 0.5).to(kind)
+    grpo = Objective(grpo_loss, "log_probs", clip_range=1e-2)
+    row, = train(world.policy(), world, grpo, epochs=1, prompts_per_epoch=2, images_per_prompt=4,
+                 learning_rate=1e-3)
+    assert 0 <= row["reward_mean"] <= 1
+
+
+def test_an_error_keeps_its_kind_whatever_its_constructor_asks_for():
+    class Busy(RewardError):
+        def __init__(self, service, seconds): super().__init__(f"{service}: {seconds} s")
+    with pytest.raises(MemoryError, match="epoch 3: Unable to allocate"), scoring.located("epoch 3"):
+        np.empty((10**6, 10**6, 10))
+    with pytest.raises(RewardError, match="epoch 3: a: 5 s"), scoring.located("epoch 3"):
+        raise Busy("a", 5)
+
+
+def test_epochs_of_equal_rewards_are_no_usual_gradients():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_spike(2.5, [0.0]*20, 7)
+        warn_of_spike(2.5, [0.0]*15 + [2.0]*5, 21)
+    with pytest.warns(match="10000000 times"): warn_of_spike(2e7, [0.0]*15 + [2.0]*5, 21)

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ANIMAL_NAMES', 'HPDV2', 'PICKAPIC', 'HUB_SETS', 'EMOJI_SETS', 'PROMPT_SETS', 'HPDV2_UNSEEN', 'EVALUATION_SETS',
-           'USUAL_NAMES', 'READERS', 'HUB_ADDRESS', 'animal_names', 'animals', 'stripped', 'tidy', 'prompt_set',
-           'seen_prompts', 'hpdv2_seen', 'choose_column', 'from_rows', 'unique_keys', 'text_lines', 'read_lines',
-           'read_json', 'read_json_lines', 'csv_rows', 'csv_column', 'read_csv', 'read_parquet', 'one_line',
-           'read_prompts', 'download', 'read_in_place', 'hub_error', 'hub_prompts', 'load_prompts']
+           'USUAL_NAMES', 'READERS', 'HUB_ADDRESS', 'PROMPTS_FILE', 'animal_names', 'animals', 'stripped', 'tidy',
+           'prompt_set', 'seen_prompts', 'hpdv2_seen', 'choose_column', 'from_rows', 'unique_keys', 'text_lines',
+           'read_lines', 'read_json', 'read_json_lines', 'csv_rows', 'csv_column', 'read_csv', 'read_parquet',
+           'one_line', 'read_prompts', 'download', 'read_in_place', 'hub_error', 'hub_prompts', 'checksum_of',
+           'warn_of_change', 'load_prompts']
 
 # %% ../nbs/11_prompts.ipynb #4160422e
-import csv, json, pkgutil, random, re, textwrap
+import csv, hashlib, json, pkgutil, random, re, textwrap, warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -335,6 +336,18 @@ def hub_prompts(
     try: return tidy(read(address, column))
     except ImportError: raise
     except Exception as error: raise hub_error(error, address, column) from error
+
+PROMPTS_FILE = "checkpoints/prompts.sha256" # in a run folder: `checksum_of` its prompts
+
+def checksum_of(prompts: list[str]) -> bytes: # in their order, which decides what is drawn
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest().encode()
+
+def warn_of_change(prompts: list[str], run: Path): # a run folder; one without a record allows any
+    "One warning where the prompts are not those that a run began with."
+    record = run/PROMPTS_FILE
+    if record.exists() and record.read_bytes() != checksum_of(prompts):
+        warnings.warn("the training prompts have changed since the run began: what comes now is "
+                      f"drawn from these {len(prompts)}")
 
 # %% ../nbs/11_prompts.ipynb #c60bf7de
 def load_prompts(

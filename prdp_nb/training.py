@@ -27,7 +27,7 @@ from .learner import (
     first_scores, load_learner, usable_device, warn_of_skips, warn_of_spike)
 from .models import decode_latents, family_of, image_size, warn_truncated
 from .processes import Elsewhere, join_ranks, make_accelerator
-from .prompts import load_prompts
+from .prompts import PROMPTS_FILE, checksum_of, load_prompts, warn_of_change
 from .rewards import OBJECT, as_reward, written
 from .runs import (
     Progress, append_rows, atomic_write_file, epoch_of, load_progress, new_folder, newest_intact,
@@ -153,7 +153,10 @@ def check_noise(
 
 # %% ../nbs/24_training.ipynb #088f8f9f
 def check_unchanged(trainer: Trainer, scorers: dict): # name -> reward
-    "Raises `ValueError` where a run goes on with another model or scorer."
+    "Raises `ValueError` for another model or scorer; warns of other prompts of the same name."
+    then = Config.load(trainer.folder/"checkpoints/config.yaml")
+    if trainer.ranks.main and then.prompts == trainer.config.prompts:
+        warn_of_change(trainer.collector.prompts, trainer.folder)
     check_base(trainer.config.model, trainer.learner.base, trainer.folder)
     recorded = (trainer.folder/FIRST_FILE).exists()
     if trainer.ranks.main and recorded: check_scores_of(scorers, trainer.folder)
@@ -201,6 +204,7 @@ def open_folder(trainer: Trainer) -> Path | None: # the checkpoint to go on from
     for name in ("checkpoints/config.yaml", "config.yaml"):
         atomic_write_file(folder/name, c.as_yaml().encode())
     atomic_write_file(folder/BASE_FILE, safetensors.torch.save(trainer.learner.base))
+    atomic_write_file(folder/PROMPTS_FILE, checksum_of(trainer.collector.prompts))
     if trainer.first: atomic_write_file(folder/FIRST_FILE, trainer.first)
     print(f"{c.epochs} epochs of {c.prompts_per_epoch} prompts x {c.images_per_prompt} images; "
           f"results go to {folder}")

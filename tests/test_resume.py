@@ -698,3 +698,19 @@ def test_what_nobody_reads_any_more_is_saved_all_the_same(tiny, tmp_path):
 def test_a_run_goes_on_in_its_own_folder(broken):
     with pytest.raises(ValueError, match="leave out output_dir, or copy the folder first"):
         Trainer.resume(broken, output_dir="elsewhere")
+
+
+def test_prompts_that_changed_under_their_name_are_said_once(tiny, prompt_file, tmp_path):
+    own = tmp_path/"own.txt"
+    own.write_text(prompt_file.read_text())
+    run = Trainer(tiny(tmp_path/"other", prompts=own, epochs=1)).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        check_run(Trainer.resume(run, epochs=2))
+        check_run(Trainer.resume(run, epochs=2, prompts=str(prompt_file))) # on purpose
+    own.write_text("a fox\na duck\na cow\na bee\n")
+    with pytest.warns(UserWarning, match="prompts have changed since .* from these 4"):
+        Trainer.resume(run, epochs=2).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        check_run(Trainer.resume(run, epochs=3))

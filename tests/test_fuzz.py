@@ -138,7 +138,12 @@ def prompts_of(content: bytes, parse) -> list[str] | None:
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         return None
     if re.search("[\0\ud800-\udfff]", "".join(entries)): return None
-    return [*dict.fromkeys(entry.strip() for entry in entries if entry.strip())] or None
+    return [*dict.fromkeys(filter(None, map(bare, entries)))] or None
+
+def bare(entry: str) -> str: # without what cannot be seen at its ends
+    def shows(at: int) -> bool: return not entry[at].isspace() and entry[at] not in "\u200b\ufeff"
+    seen = [*filter(shows, range(len(entry)))]
+    return entry[seen[0]:seen[-1] + 1] if seen else ""
 
 @pytest.mark.parametrize("suffix", ORACLES)
 def test_files_of_prompts(suffix, tmp_path):

@@ -276,7 +276,7 @@ def train_denoiser(
     tokenizer, # `CLIPTokenizer`
     flow: bool = False, # see `make_parts`
     size: int = 120_000, # images
-    steps: int = 7000, # of the optimizer
+    steps: int = 8000, # of the optimizer
     simple_steps: int = 1000, # of these, the first: they see `simple_rows` alone
     batch_size: int = 64, # images a step
     learning_rate: float = 2e-3, # while it holds
@@ -309,7 +309,7 @@ def make_vae(): # stock `AutoencoderKL`
     "64x64x3 pixels <-> 8x8x16 latents."
     from diffusers import AutoencoderKL
     return AutoencoderKL(
-        block_out_channels=(16, 16, 64, 192), down_block_types=("DownEncoderBlock2D",)*4,
+        block_out_channels=(16, 16, 64, 128), down_block_types=("DownEncoderBlock2D",)*4,
         up_block_types=("UpDecoderBlock2D",)*4, latent_channels=16, layers_per_block=1,
         norm_num_groups=8, sample_size=IMAGE_SIZE, scaling_factor=1.0, shift_factor=0.0)
 
@@ -365,7 +365,7 @@ def encoder_loss(
 def train_vae(
     folder: Path, # holds `latents.safetensors`; the finished `vae` goes there
     size: int = 120_000, # images
-    steps: int = 4000, # of the optimizer
+    steps: int = 5000, # of the optimizer
     batch_size: int = 32, # images a step
     learning_rate: float = 2e-3, # while it holds
     seed: int = 0, # that of the denoiser's images; of weights and draws too

@@ -150,6 +150,11 @@ class StableDiffusionXL(StableDiffusion):
         super().prepare(pipe)
         if pipe.vae.config.force_upcast: pipe.vae.float() # in float16 it overflows
 
+    def unscaled(self, c, latents: Tensor) -> Tensor: # some have a mean and std for each channel
+        if not (c.latents_mean and c.latents_std): return super().unscaled(c, latents)
+        mean, std = (latents.new_tensor(v)[:, None, None] for v in (c.latents_mean, c.latents_std))
+        return latents*std/c.scaling_factor + mean
+
     def sizes(self, pipe, count: int) -> Tensor: # (N, 6): of the image, no crop, of the image
         sides, width = image_sides(pipe), pipe.text_encoder_2.config.projection_dim
         ids = pipe._get_add_time_ids(sides, (0, 0), sides, torch.float32, width)
@@ -225,10 +230,8 @@ class StableDiffusion3(StableDiffusion):
         if words is None: return super().reader(pipe)
         return words, token_limit(pipe).get("max_sequence_length", self.length)
 
-    def pixels(self, pipe, latents: Tensor) -> Tensor: # x_0 -> about [-1, 1], in the VAE's dtype
-        vae, c = pipe.vae, pipe.vae.config
-        scaled = latents.to(vae.device, vae.dtype)/c.scaling_factor + c.shift_factor
-        return vae.decode(scaled, return_dict=False)[0]
+    def unscaled(self, c, latents: Tensor) -> Tensor: # c: the VAE's config
+        return latents/c.scaling_factor + c.shift_factor
 
 # %% ../nbs/52_sdxl_sd3_flux.ipynb #8cbc5937
 class Flux(StableDiffusion3):
@@ -298,5 +301,4 @@ class Sana(StableDiffusion3):
     def call(self, pipe, prompts: list[str], **given) -> Tensor: # x_0 of the pipeline's own call
         return super().call(pipe, prompts, use_resolution_binning=False, **given)
 
-    def pixels(self, pipe, latents: Tensor) -> Tensor: # x_0 -> about [-1, 1], in the VAE's dtype
-        return StableDiffusion.pixels(self, pipe, latents)
+    def unscaled(self, c, latents: Tensor) -> Tensor: return latents/c.scaling_factor

@@ -72,10 +72,10 @@ class StableDiffusion:
     def call(self, pipe, prompts: list[str], **given) -> Tensor: # x_0 of the pipeline's own call
         return pipe(prompts, output_type="latent", **token_limit(pipe), **given).images
 
+    def unscaled(self, c, latents: Tensor) -> Tensor: return latents/c.scaling_factor # c: the VAE's
     def pixels(self, pipe, latents: Tensor) -> Tensor: # x_0 -> about [-1, 1], in the VAE's dtype
-        vae = pipe.vae
-        scaled = latents.to(vae.device, vae.dtype)/vae.config.scaling_factor
-        return vae.decode(scaled, return_dict=False)[0]
+        vae, given = pipe.vae, latents.to(pipe.vae.device, pipe.vae.dtype)
+        return vae.decode(self.unscaled(vae.config, given), return_dict=False)[0]
 
 # %% ../nbs/13_models.ipynb #19517a52
 FAMILIES = { # class of the pipeline -> "module:class" of what knows how its parts are called

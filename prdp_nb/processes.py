@@ -100,9 +100,9 @@ class Ranks(Exchange):
     def whole(self, pipe, policy: Policy, write: bool = False): # the weights to read, or to write
         yield pipe, policy
 
-    def together(self, *kinds: type, every: bool = False): # see `fail_together`
+    def together(self, *kinds: type, spared: tuple = ()): # see `fail_together`
         "Within the block, an error in one process ends all of them."
-        return fail_together(self, kinds or (Exception,), every)
+        return fail_together(self, kinds or (Exception,), spared)
 
 # %% ../nbs/23_processes.ipynb #7a10c3e2
 class Elsewhere(RuntimeError):
@@ -120,7 +120,7 @@ class Elsewhere(RuntimeError):
 def fail_together(
     ranks: Exchange,
     kinds: tuple[type, ...], # errors to be shared; another one must end the process
-    every: bool, # only where all of them fail
+    spared: tuple[type, ...], # errors that end the processes only where all of them fail
 ):
     """Where a process fails within the block, all do at its end: the first one with its own error,
     the others with `Elsewhere`."""
@@ -129,11 +129,13 @@ def fail_together(
     except kinds as caught:
         if ranks.count == 1: raise
         error = caught
-    found = ranks.exchange(error and type(error).__name__)
-    failed = [rank for rank, kind in enumerate(found) if kind]
-    if not failed or every and len(failed) < ranks.count: return
+    found = ranks.exchange(error and (type(error).__name__, isinstance(error, spared)))
+    failed = [rank for rank, said in enumerate(found) if said]
+    grave = [rank for rank in failed if not found[rank][1]]
+    if grave or len(failed) < ranks.count: failed = grave
+    if not failed: return
     ranks.agreed = True
-    raise error if ranks.rank == failed[0] else Elsewhere(found[failed[0]], failed[0])
+    raise error if ranks.rank == failed[0] else Elsewhere(found[failed[0]][0], failed[0])
 
 # %% ../nbs/23_processes.ipynb #5d23c0ac
 UNSHARDED = dict(on_reward_error="skip_prompt", dtype="float16", optimizer="adamw_8bit") # refused
@@ -175,7 +177,7 @@ class Shards(Ranks):
         return cut_up(value, share)
     def whole(self, pipe, policy: Policy, write: bool = False): # see `gathered`
         return gathered(self, pipe, policy, write)
-    def together(self, *kinds: type, every: bool = False):
+    def together(self, *kinds: type, spared: tuple = ()):
         """Nothing: the others may be in a call of the UNet, where they cannot be told. A process
         that fails must end, and what started it ends the others."""
         return nullcontext()

@@ -10,7 +10,7 @@ __all__ = ['CHECKSUMS', 'FIXED', 'LOCK_FILE', 'flush', 'atomic_write_file', 'che
            'checkpoints', 'device_of', 'load_checkpoint', 'new_folder', 'run_lock']
 
 # %% ../nbs/21_runs.ipynb #bd1b472c
-import csv, errno, hashlib, json, os, random, re, shutil, warnings
+import csv, errno, hashlib, json, os, random, re, shlex, shutil, warnings
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -106,7 +106,7 @@ def not_saved(run: Path, name: str, error: Exception) -> OSError: # as of `atomi
         with suppress(OSError): os.replace(old, run/name)
     if old.exists(): place = f" in {old}"
     return OSError(f"{name} could not be saved ({error}); what was saved before is intact{place}. "
-                   f"Make room in {run} and go on with: prdp_train --resume {run}")
+                   f"Make room in {run}, then: prdp_train --resume {shlex.quote(str(run))}")
 
 def atomic_write(
     run: Path, # the run folder
@@ -376,8 +376,8 @@ def new_folder(path: str | Path) -> Path: # of the folder -> the same
                                      " is a file; choose another one (--output_dir)")
     used = path.is_dir() and any(file.name != LOCK_FILE for file in path.iterdir())
     if path.is_file() or used:
-        is_run = (path/"config.yaml").exists()
-        resume = f", go on with the run in it (--resume {path})" if is_run else ""
+        resume = f", go on with the run in it (--resume {shlex.quote(str(path))})"
+        if not (path/"config.yaml").exists(): resume = ""
         raise FileExistsError(f"output_dir {str(path)!r} exists and is not empty; choose another "
                               f"one (--output_dir){resume}, or delete it if you no longer need it")
     return path

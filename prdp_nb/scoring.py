@@ -310,8 +310,8 @@ class Collector:
             def finished(latents):
                 scoring.add(decode_latents(self.learner.pipe, latents, c.batch_size))
             with self.ranks.together(): rollout = self.sample(prompts, epoch, finished=finished)
-            with self.ranks.together(every=c.on_reward_error == "skip_prompt"):
-                scores = scoring.wait()
+            spared = (RewardError,)*(c.on_reward_error == "skip_prompt")
+            with self.ranks.together(spared=spared): scores = scoring.wait()
         if len(scores.kept) < len(prompts): rollout = rollout.of_prompts(scores.kept)
         return Collected(rollout, scores, scoring.images)
 

@@ -9,7 +9,7 @@ __all__ = ['collect_and_update', 'training_prompts', 'Trainer', 'warn_of_equal_r
            'end_early', 'say', 'rescue', 'resumed_task']
 
 # %% ../nbs/24_training.ipynb #b5c1f361
-import math, time, warnings
+import math, shlex, time, warnings
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -363,7 +363,7 @@ def end_early(trainer: Trainer, error: BaseException): # that ended the run
     kind = error.kind if isinstance(error, Elsewhere) else type(error).__name__
     reason = "interrupted" if kind == "KeyboardInterrupt" else f"stopped by {kind}"
     say(f"{reason} after {trainer.progress.epochs} of {trainer.config.epochs} epochs; to go on: "
-        f"prdp_train --resume {trainer.folder}")
+        f"prdp_train --resume {shlex.quote(str(trainer.folder))}")
     if trainer.before is None or trainer.ranks.sharded:
         return # nothing was learnt, or the other processes have their part of it
     try: save_rest(trainer, kind)

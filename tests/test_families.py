@@ -165,6 +165,15 @@ def test_the_images_are_those_of_the_stock_pipeline(name, folders, loaded):
     assert ours[0].size == (side, side) and image_size(loaded[name]) == side
 
 
+def test_sdxl_latents_with_a_mean_and_a_std_for_each_channel(folders, fresh): # as of Playground v2.5
+    pipe, other = fresh(XL), stock(folders[XL])
+    plain = generate(pipe, PROMPTS, SEEDS, 4, SCALE[XL], eta=0.0)
+    for each in (pipe, other):
+        each.vae.register_to_config(latents_mean=[-0.6, 0.4, 0.1, 0.9], latents_std=[3.0, 0.5, 1.0, 2.0])
+    ours, theirs = generate(pipe, PROMPTS, SEEDS, 4, SCALE[XL], eta=0.0), paint(other, 4, SCALE[XL])
+    assert levels(ours, theirs) <= 1 and levels(ours, plain) > 1
+
+
 OTHER_SIDE = {name: 64 if name == SANA else 96 for name in (SD, *NAMES)} # pixels
 
 

@@ -9,6 +9,8 @@ import csv
 import errno
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import sys
@@ -714,3 +716,13 @@ def test_prompts_that_changed_under_their_name_are_said_once(tiny, prompt_file, 
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         check_run(Trainer.resume(run, epochs=3))
+
+
+def test_the_command_to_go_on_can_be_pasted(tmp_path, tiny, capsys):
+    run = Trainer(tiny(tmp_path/"my runs"/"first (old)", epochs=2)).train()
+    with pytest.raises(FileExistsError) as refused: Trainer(tiny(run)).train()
+    with patch.object(training, "run_epoch", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        Trainer.resume(run, epochs=4).train()
+    said = re.search(r"to go on: prdp_train (.*)", "".join(capsys.readouterr())).group(1)
+    offered = re.search(r"\((--resume .*?\'?)\), or", str(refused.value)).group(1)
+    for command in (said, offered): assert shlex.split(command) == ["--resume", str(run)]

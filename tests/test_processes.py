@@ -1,9 +1,8 @@
 """Guards 23_processes and 24_training: two processes against one.
 
 They are the same run, to rounding. One that dies takes the other with it, and the run goes on. They
-are started by torchrun or by `accelerate launch` with the files of configs/, and speak over gloo on
-the CPU. As a script this file is what the processes of the first tests do, those with the whole
-model and those that share it."""
+are forked, or started by `accelerate launch` with the files of configs/, and speak over gloo on the
+CPU. As a script this file is what the processes do that share the model."""
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from forked import run_pair
 from prdp_nb.algorithm import draw_prompts
 from prdp_nb.commands import run_command, train_command
 from prdp_nb.config import Config
@@ -135,12 +135,6 @@ def sharded_worker(folder, prompts):
     sys.exit(run_command("prdp_train", failing.train))
 
 
-def torchrun(*arguments):
-    "The command line that starts two processes."
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*command, "--nproc_per_node", "2", *map(str, arguments)]
-
-
 def launch(config, *arguments, machine=0, port=0):
     "The command line of configs/CONFIG.yaml on one machine, for two processes in all."
     options = dict(config_file=CONFIGS/f"{config}.yaml", num_processes=2, machine_rank=machine,
@@ -152,12 +146,12 @@ def launch(config, *arguments, machine=0, port=0):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, tiny_model, prompt_file):
-    "The runs of two processes, and what they said."
+    "The runs of two processes, and what both said."
     folder = tmp_path_factory.mktemp("two")
-    command = torchrun(__file__, "worker", folder, tiny_model, prompt_file)
-    done = subprocess.run(command, timeout=600, **SAYS)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder, done
+    pair = run_pair(worker, folder, tiny_model, prompt_file, environment=ENV,
+                    folder=tmp_path_factory.mktemp("said"))
+    assert [one.returncode for one in pair] == [0, 0], pair[0].stderr[-4000:]
+    return folder, *("".join(getattr(one, name) for one in pair) for name in ("stdout", "stderr"))
 
 
 def weights(run, where="final"):
@@ -206,12 +200,12 @@ def test_both_processes_hold_the_same_weights(two):
 
 
 def test_a_failure_in_one_process_ends_both_and_is_said_once(two):
-    folder, done = two
+    folder, out, err = two
     assert [said["status"] for said in said_by(two)] == [1, 1]
     error = ("prdp_train: error: epoch 1: reward picky raised ValueError: no foxes today; it was "
              "asked about 2 images, image 0 of prompt 'a painting of a fox'")
-    assert done.stderr.count(error) == 1 and done.stderr.count("prdp_train: error") == 1
-    assert done.stdout.count("stopped by RewardError after 0 of 3 epochs") == 1
+    assert err.count(error) == 1 and err.count("prdp_train: error") == 1
+    assert out.count("stopped by RewardError after 0 of 3 epochs") == 1
     assert weights(folder/"fails").isfinite().all()
 
 

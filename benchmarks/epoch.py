@@ -47,8 +47,9 @@ def replay(policy, calls: list[tuple]): # the same calls, forward, and backward 
         if graph: output.sum().backward()
     policy.denoiser.model.zero_grad()
 
-def timed_parts(work) -> tuple[tuple[float, float], dict[str, float]]: # seconds of the work, and of each of PARTS within it
-    spent = dict.fromkeys(PARTS, 0.0)
+def timed_parts(work, network) -> tuple[tuple[float, float], dict[str, float]]: # seconds of the work, and of each of PARTS and the network within it
+    places = PARTS | dict(network=(network, "forward"), backward=(torch.Tensor, "backward"))
+    spent = dict.fromkeys(places, 0.0)
     def clocked(part, function):
         def run(*given, **named):
             start = time.process_time()
@@ -56,7 +57,7 @@ def timed_parts(work) -> tuple[tuple[float, float], dict[str, float]]: # seconds
             finally: spent[part] += time.process_time() - start
         return run
     with ExitStack() as stack:
-        for part, (module, name) in PARTS.items(): stack.enter_context(mock.patch.object(module, name, clocked(part, getattr(module, name))))
+        for part, (module, name) in places.items(): stack.enter_context(mock.patch.object(module, name, clocked(part, getattr(module, name))))
         return seconds(work), spent
 
 def turns(trainer, rounds: int, **label) -> list[dict]: # an epoch and its bare calls, several times
@@ -65,7 +66,7 @@ def turns(trainer, rounds: int, **label) -> list[dict]: # an epoch and its bare 
     calls = record(trainer.learner.policy, lambda: run_epoch(trainer, 1))
     evaluations = counted.per_image(images)
     for turn in range(rounds):
-        (cpu, wall), parts = timed_parts(lambda: run_epoch(trainer, turn + 2))
+        (cpu, wall), parts = timed_parts(lambda: run_epoch(trainer, turn + 2), trainer.learner.policy.denoiser.model)
         alone = seconds(lambda: replay(trainer.learner.policy, calls))
         for kind, times, extra in (("epoch", (cpu, wall), parts), ("bare", alone, dict.fromkeys(parts, 0.0))):
             rows.append(dict(**label, kind=kind, turn=turn, images=images, seconds=round(times[0], 3), wall=round(times[1], 3), **{p: round(s, 3) for p, s in extra.items()}, **evaluations, **about()))
@@ -82,7 +83,7 @@ def of_family(kind: str, folder: Path, tiny: bool) -> Config: # a run of a small
         if not tiny: setattr(pipe, family_of(pipe).network, type(network).from_config(network.config, **DEEPER[kind]))
         pipe.save_pretrained(folder/kind)
     (folder/"prompts.txt").write_text("a painting of a fox\na photo of a duck")
-    size = dict(images_per_prompt=2, num_inference_steps=4) if tiny else dict(images_per_prompt=4, num_inference_steps=20) # steps of the presets
+    size = dict(images_per_prompt=2, num_inference_steps=4) if tiny else dict(images_per_prompt=8, num_inference_steps=20) # those of the presets
     return config(folder/f"run_{kind}", model=str(folder/kind), prompts=str(folder/"prompts.txt"), reward="colourfulness", prompts_per_epoch=1, **size)
 
 def families(folder: Path, rounds: int, tiny: bool) -> list[dict]:

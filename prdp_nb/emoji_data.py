@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['EMOJI', 'FONT', 'FAULTS', 'BAIT', 'draw_sprite', 'draw_sprite_sheet', 'choose', 'single_scene', 'sample_scene',
            'blur_and_fade', 'keep_animal', 'web_sample', 'web_dataset', 'train_bpe', 'make_tokenizer', 'tokenize',
-           'named_facts', 'change_one_fact', 'pixel_grid', 'texture', 'add_noise', 'add_texture', 'exaggerate_colour',
-           'exaggerate_contrast', 'add_seams', 'add_checkers', 'shuffle_patches', 'sharpen', 'fake_reward_bait']
+           'exchange_names', 'named_facts', 'change_one_fact', 'pixel_grid', 'texture', 'add_noise', 'add_texture',
+           'exaggerate_colour', 'exaggerate_contrast', 'add_seams', 'add_checkers', 'shuffle_patches', 'sharpen',
+           'fake_reward_bait']
 
 # %% ../nbs/90_emoji_data.ipynb #81a4802e
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-import numpy as np
+import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 from .emoji import (ANIMALS, COLOURS, IMAGE_SIZE, SIZE_WORDS, STYLES, Scene,
@@ -159,6 +160,13 @@ def tokenize(
     "Sentences padded to the tokenizer's length."
     return tokenizer(list(captions), padding="max_length", max_length=tokenizer.model_max_length,
                      truncation=True, return_tensors="pt").input_ids
+
+def exchange_names(tokenizer, tokens: Tensor, seed: int) -> Tensor: # (M, 24) token ids, both
+    "Captions with other animals in place of their own, drawn by the seed."
+    names, other = tokenize(tokenizer, ANIMALS)[:, 1], tokens.clone()
+    found, generator = torch.isin(tokens, names), torch.Generator().manual_seed(seed)
+    other[found] = names[torch.randint(len(names), (int(found.sum()),), generator=generator)]
+    return other
 
 # %% ../nbs/90_emoji_data.ipynb #e654f8b1
 def named_facts(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNET_CONFIG', 'DROPOUT', 'FLOW_CONFIG', 'FEW', 'MANY', 'patches', 'patch_pca', 'to_latents', 'world_scheduler',
            'trapezoid', 'save_states', 'restore', 'fit', 'make_unet', 'make_text_encoder', 'latent_dataset', 'pick',
-           'exchange_names', 'denoising_loss', 'make_transformer', 'read_tokens', 'flow_loss', 'make_parts',
+           'draw_timesteps', 'denoising_loss', 'make_transformer', 'read_tokens', 'flow_loss', 'make_parts',
            'draw_rows', 'kinds_of_rows', 'say_errors', 'train_denoiser', 'make_vae', 'to_pixels', 'psnr', 'as_sampled',
            'decoder_loss', 'encoder_loss', 'train_vae', 'roundtrip']
 
@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from torch import Tensor
-from .emoji import ANIMALS, IMAGE_SIZE
-from .emoji_data import tokenize, web_dataset
+from .emoji import IMAGE_SIZE
+from .emoji_data import exchange_names, tokenize, web_dataset
 from .schedules import log_snr_scheduler
 
 # %% ../nbs/91_emoji_model.ipynb #2078e6e9
@@ -176,14 +176,13 @@ def latent_dataset(
 def pick(rows: Tensor, number: int, generator: torch.Generator) -> Tensor: # some, with repetition
     return rows[torch.randint(len(rows), (number,), generator=generator)]
 
-def exchange_names(tokenizer, tokens: Tensor, seed: int) -> Tensor: # (M, 24) token ids, both
-    "Captions with other animals in place of their own, drawn by the seed."
-    names, other = tokenize(tokenizer, ANIMALS)[:, 1], tokens.clone()
-    found = torch.isin(tokens, names)
-    other[found] = pick(names, int(found.sum()), torch.Generator().manual_seed(seed))
-    return other
-
 # %% ../nbs/91_emoji_model.ipynb #0aeb365f
+def draw_timesteps(number: int, generator: torch.Generator) -> Tensor: # (number,)
+    "Most of them near a log signal-to-noise ratio of -0.5, 15 % anywhere."
+    near = (400 + 144*torch.randn(number, generator=generator)).round().long().clamp(0, 999)
+    anywhere = torch.randint(1000, (number,), generator=generator)
+    return torch.where(torch.rand(number, generator=generator) < 0.15, anywhere, near)
+
 def denoising_loss(
     model, # `unet` and `text_encoder`
     latents: Tensor, # (M, 16, 8, 8) clean
@@ -192,7 +191,7 @@ def denoising_loss(
 ) -> Tensor: # scalar
     "Mean squared error of the predicted velocity."
     scheduler = world_scheduler()
-    t = torch.randint(len(scheduler.alphas_cumprod), (len(latents),), generator=generator)
+    t = draw_timesteps(len(latents), generator)
     noise = torch.randn(latents.shape, generator=generator)
     noisy = scheduler.add_noise(latents, noise, t).to(memory_format=torch.channels_last)
     embeds = model["text_encoder"](tokens)[0]
@@ -247,10 +246,11 @@ def make_parts(
     return dict(transformer=make_transformer()) | encoders
 
 # %% ../nbs/91_emoji_model.ipynb #c8b510c3
-FEW, MANY = 0.1, 0.5 # shares of faulty images in a batch: at first, and in the last steps
+FEW = 0.1 # share of faulty images in a batch
+MANY = 0.5 # the same in the last steps
 
-def draw_rows(clean: Tensor, faulty: Tensor, number: int, share: float, generator) -> Tensor:
-    "`number` rows of images, a share of them faulty; these come first."
+def draw_rows(clean, faulty, number: int, share: float, generator) -> Tensor: # `number` rows
+    "Some of the rows of faultless and of faulty images; `share` of them faulty, which come first."
     few = round(share*number)
     return torch.cat([pick(faulty, few, generator), pick(clean, number - few, generator)])
 

@@ -130,9 +130,7 @@ IMAGE_SIZE = 64 # pixels, both ways
 GRID = 8 # pixels, both ways, that one position of the latents covers: sprites stand on this grid
 
 @lru_cache(maxsize=None)
-def sprites(
-    size: int, # pixels
-) -> dict[str, Image.Image]: # animal -> RGBA image of that size
+def sprites(size: int) -> dict[str, Image.Image]: # pixels; animal -> RGBA image of that size
     "The 45 animals, cut from the package's sheet (Noto Color Emoji, SIL OFL 1.1)."
     sheet, side = Image.open(ASSETS/"sprites.png"), 96
     corners = ((i % 9*side, i//9*side) for i in range(len(ANIMALS)))

@@ -131,9 +131,7 @@ UNET_CONFIG = dict(sample_size=8, in_channels=16, out_channels=16, block_out_cha
                    up_block_types=("CrossAttnUpBlock2D",)*2, cross_attention_dim=96,
                    attention_head_dim=2, norm_num_groups=16)
 
-def make_unet(
-    **config, # what to change
-): # stock `UNet2DConditionModel`, 4.25 M parameters
+def make_unet(**config): # what to change -> stock `UNet2DConditionModel`, 4.25 M parameters
     "Two levels, both with cross-attention, one layer a block."
     from diffusers import UNet2DConditionModel
     return UNet2DConditionModel(**(UNET_CONFIG | config))
@@ -204,9 +202,7 @@ FLOW_CONFIG = dict(sample_size=8, patch_size=1, in_channels=16, out_channels=16,
                    caption_projection_dim=128, pooled_projection_dim=192, pos_embed_max_size=8,
                    qk_norm="rms_norm")
 
-def make_transformer(
-    **config, # what to change
-): # stock `SD3Transformer2DModel`, 3.50 M parameters
+def make_transformer(**config): # what to change -> `SD3Transformer2DModel`, 3.50 M parameters
     "Six blocks in which the latents and the words attend to each other."
     from diffusers import SD3Transformer2DModel
     return SD3Transformer2DModel(**(FLOW_CONFIG | config))

@@ -110,8 +110,7 @@ def latent_shape(pipe) -> tuple[int, ...]: # (C, H, W) of a pipeline's latents
     sides = image_sides(pipe)
     return (pipe.vae.config.latent_channels, *(side//pipe.vae_scale_factor for side in sides))
 
-def image_size(pipe) -> int: # pixels a side
-    return image_sides(pipe)[-1]
+def image_size(pipe) -> int: return image_sides(pipe)[-1] # pixels a side
 
 # %% ../nbs/13_models.ipynb #20fef1ea
 MODELS = {"emoji": "prdp_nb.emoji:load_pipeline"} # name -> "module:function" of a dtype
@@ -275,8 +274,7 @@ def generate(
     """Images from the sampler of training. Raises as `sample_latents` and `decode_latents`, and
     `MemoryError` where the GPU is too small."""
     if warn: warn_truncated(pipe, prompts)
-    images = []
-    memory = oom_hint("batch_size", min(batch_size, len(prompts)), "sampling")
+    images, memory = [], oom_hint("batch_size", min(batch_size, len(prompts)), "sampling")
     with encoders_here(pipe), memory:
         policy = sampling_policy(pipe, num_inference_steps, guidance_scale, **sampler)
         for start in range(0, len(prompts), batch_size):

@@ -36,10 +36,7 @@ def flush(path: Path): # a file or a folder
     finally: os.close(handle)
 
 # %% ../nbs/21_runs.ipynb #6b6f8c4e
-def atomic_write_file(
-    path: str | Path, # of the file
-    content: bytes, # all of it
-):
+def atomic_write_file(path: str | Path, content: bytes): # of the file; all that it is to hold
     "Write or replace a file in one step."
     part = Path(path).with_name(f".{Path(path).name}.part")
     part.write_bytes(content)
@@ -200,8 +197,7 @@ def random_states(
     alone: bool = True, # the only process here? Of several, each has a GPU, and leaves the others'
 ) -> dict: # plain numbers and tensors
     "The state of the generators of Python, NumPy and torch."
-    name, keys, *rest = np.random.get_state()
-    cuda = []
+    cuda, (name, keys, *rest) = [], np.random.get_state()
     if torch.cuda.is_available():
         cuda = torch.cuda.get_rng_state_all() if alone else [torch.cuda.get_rng_state()]
     return dict(python=random.getstate(), numpy=[name, keys.tolist(), *rest],

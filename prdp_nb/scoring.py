@@ -11,8 +11,7 @@ __all__ = ['RETRY_SECONDS', 'EMOJI_SCORERS', 'distinct', 'term_table', 'score_te
 # %% ../nbs/22_scoring.ipynb #54627ac0
 import warnings
 from collections.abc import Callable
-from concurrent.futures import (
-    FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait)
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
@@ -258,10 +257,7 @@ def no_scores(reward: Reward, config: Config) -> Scores: # as `wait` would give 
     nothing = torch.empty(0, config.images_per_prompt)
     return Scores(nothing, term_table(reward, [nothing]*len(reward.terms())), [])
 
-def sample_options(
-    config: Config,
-    epoch: int, # counted from 0
-) -> dict: # options of `sample_epoch`
+def sample_options(config: Config, epoch: int) -> dict: # of `sample_epoch`; epochs count from 0
     "How an epoch's trajectories are sampled."
     c = config
     return dict(online=c.online, first=epoch == 0, reference_images=c.reference_images,

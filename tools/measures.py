@@ -32,8 +32,8 @@ def measure_notebook(notebook: Path) -> dict: # the numbers of one notebook
 
 def measure_module(module: Path) -> dict: # the numbers of one module
     text = module.read_text(encoding="utf-8")
-    lines = re.sub(r"^__all__ = \[.*?\]$", "", text, flags=re.S | re.M).splitlines() # nbdev's own list is left out
-    return dict(name=module.stem, lines=len(lines), columns=max(map(len, lines), default=0))
+    ours = re.sub(r"^__all__ = \[.*?\]$", "", text, flags=re.S | re.M).splitlines() # nbdev writes that list itself, in 120 columns
+    return dict(name=module.stem, lines=len(text.splitlines()), columns=max(map(len, ours), default=0))
 
 def too_much(found: dict) -> list[str]: # which limits it is over
     limits = dict(sentence=SENTENCE, cells=CELLS, columns=COLUMNS, exported=EXPORTED_LINES, median=EXPORTED_MEDIAN, lines=MODULE_LINES)

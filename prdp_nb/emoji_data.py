@@ -124,18 +124,20 @@ def web_dataset(
 
 # %% ../nbs/90_emoji_data.ipynb #ba70d05c
 def train_bpe(
-    words: set[str], # each to become one token
-) -> tuple[dict, list[str]]: # the BPE as its file has it, all tokens
-    "A byte-level BPE trained on words until each is one token."
+    words: set[str], # ASCII, each to become one token
+) -> tuple[list, list[str]]: # the pairs to merge, all tokens
+    """A byte-level BPE trained on words until each is one token. The last letter of a word is
+    trained as a character of its own, so that it comes out the same each time."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(vocab_size=4096, min_frequency=1, initial_alphabet=alphabet,
-                                  show_progress=False, end_of_word_suffix="</w>")
-    bpe.train_from_iterator(sorted(words), trainer)
-    model = json.loads(bpe.to_str())["model"]
-    return model, sorted({*model["vocab"], *(letter + "</w>" for letter in alphabet)})
+    last = {chr(0xE000 + ord(letter)): letter + "</w>" for letter in alphabet}
+    bpe = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=4096, min_frequency=1, show_progress=False)
+    bpe.train_from_iterator(sorted(w[:-1] + chr(0xE000 + ord(w[-1])) for w in words), trainer)
+    def spelt(text): return text[:-1] + last.get(text[-1], text[-1])
+    pairs = json.loads(bpe.to_str())["model"]["merges"]
+    merges = [tuple(spelt(part) for part in pair) for pair in pairs]
+    return merges, sorted({*alphabet, *last.values(), *("".join(pair) for pair in merges)})
 
 # %% ../nbs/90_emoji_data.ipynb #1fed8578
 def make_tokenizer(
@@ -144,11 +146,10 @@ def make_tokenizer(
     "A tokenizer of the grammar's words alone."
     from transformers import CLIPTokenizer
     phrases = (*ANIMALS, *COLOURS, *STYLES, *SIZE_WORDS, "a of and on background")
-    model, tokens = train_bpe({word for phrase in phrases for word in phrase.split()})
+    merges, tokens = train_bpe({word for phrase in phrases for word in phrase.split()})
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)},
-                              merges=[tuple(merge) for merge in model["merges"]],
-                              model_max_length=24)
+                              merges=merges, model_max_length=24)
     tokenizer.save_pretrained(folder)
     return tokenizer
 

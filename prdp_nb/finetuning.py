@@ -56,22 +56,30 @@ def adapters_off(network: nn.Module): # a diffusers model with a peft adapter
 
 # %% ../nbs/18_finetuning.ipynb #9fb1a466
 class WithoutAdapter(nn.Module):
-    """The pretrained network inside one with an adapter, which is switched off during each call.
-    Raises `ValueError` for a network without an adapter."""
+    """The pretrained network inside one with an adapter, which is switched off during each call, or
+    once for many calls within `in_use`. Raises `ValueError` for a network without an adapter."""
     def __init__(self, denoiser: Denoiser):
         super().__init__()
         if not getattr(denoiser.model, "peft_config", None):
             raise ValueError("the network carries no adapter that could be switched off: "
                              "the reference of a full finetune is a frozen copy")
-        self.denoiser = denoiser
+        self.denoiser, self.off = denoiser, False
 
     @property
     def dtype(self) -> torch.dtype: return self.denoiser.dtype # of the activations
     @property
     def latent_shape(self) -> tuple[int, ...]: return self.denoiser.latent_shape # of one
 
+    @contextmanager
+    def in_use(self): # the switch goes through all layers, which takes longer than a small layer
+        if self.off: yield; return
+        with adapters_off(self.denoiser.model):
+            self.off = True
+            try: yield
+            finally: self.off = False
+
     def forward(self, *given): # as of `Denoiser`
-        with adapters_off(self.denoiser.model): return self.denoiser(*given)
+        with self.in_use(): return self.denoiser(*given)
 
 # %% ../nbs/18_finetuning.ipynb #9507cfb1
 def make_policy(

@@ -276,9 +276,9 @@ def train_denoiser(
     tokenizer, # `CLIPTokenizer`
     flow: bool = False, # see `make_parts`
     size: int = 120_000, # images
-    steps: int = 15_000, # of the optimizer
+    steps: int = 13_000, # of the optimizer
     simple_steps: int = 1000, # the first, with faultless images of a single animal
-    faulty_steps: int = 2500, # the last, with many faults
+    faulty_steps: int = 2000, # the last, with many faults
     batch_size: int = 64, # images a step
     learning_rate: float = 1.5e-3, # while it holds
     seed: int = 0, # of images, weights and draws

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT/"CONTRIBUTING.md"
 BEGIN, END = "<!-- the map of the house, by tools/house.py -->", "<!-- end of the map -->"
-PARTS = {"0": "I the method", "1": "II the parts", "2": "III the program", "3": "IV evidence",
+PARTS = {"0": "I the method", "1": "II the parts", "2": "III the program", "3": "IV results",
          "5": "V scale", "9": "appendix"}
 
 

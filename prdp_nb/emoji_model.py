@@ -213,7 +213,7 @@ def make_parts(
 
 # %% ../nbs/91_emoji_model.ipynb #c8b510c3
 FEW = 0.1 # share of faulty images in a batch
-MANY = 0.5 # the same in the last steps
+MANY = 0.85 # the same in the last steps
 
 def draw_rows(clean, faulty, number: int, share: float, generator) -> Tensor: # `number` rows
     "Some of the rows of faultless and of faulty images; `share` of them faulty, which come first."
@@ -246,9 +246,9 @@ def train_denoiser(
     tokenizer, # `CLIPTokenizer`
     flow: bool = False, # see `make_parts`
     size: int = 120_000, # images
-    steps: int = 12_000, # of the optimizer
+    steps: int = 9000, # of the optimizer
     simple_steps: int = 1000, # the first, with faultless images of a single animal
-    faulty_steps: int = 2000, # the last, with many faults
+    faulty_steps: int = 1500, # the last, with many faults
     batch_size: int = 64, # images a step
     learning_rate: float = 1.5e-3, # while it holds
     seed: int = 0, # of images, weights and draws

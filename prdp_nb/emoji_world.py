@@ -116,11 +116,12 @@ def learnt_images(
     folder.mkdir(parents=True)
     (folder/"prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
     asked = dict(model=str(assets/"pipeline"), prompts=str(folder/"prompts.txt"), kl_weight=1.0,
-                 epochs=40, eval_rewards=("emoji_truth",), output_dir=str(folder/"run"), seed=seed)
+                 guidance_scale=1.0, epochs=40, eval_rewards=("emoji_truth",),
+                 output_dir=str(folder/"run"), seed=seed)
     config = Config.preset("emoji_small", **asked | fields)
     Trainer(config, reward=EmojiScore(assets=assets)).train()
     pipe = load_finetuned(folder/"run/final", config.model)
-    return labelled_images(pipe, prompts, SETTINGS[1:4], seed)
+    return labelled_images(pipe, prompts, SETTINGS[:3], seed)
 
 # %% ../nbs/93_emoji_world.ipynb #7f2ce230
 ROUNDS = 2 # of finetuning, labelling and training the scorer again
@@ -174,7 +175,7 @@ STAGE_COLUMNS = ["stage", "minutes", "processor", "threads", "torch"]
 
 def processor() -> str: # its name, where the system says it
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")),
                 platform.processor())
 

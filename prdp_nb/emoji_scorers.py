@@ -125,7 +125,7 @@ def save_weights(
 
 # %% ../nbs/92_emoji_scorers.ipynb #9c2d7105
 Labelled = tuple[list[str], np.ndarray, np.ndarray] # N prompts, (N, B, 64, 64, 3), (N, B) truths
-SETTINGS = ((10, 1.0), (20, 1.0), (50, 1.0), (10, 1.5), (20, 3.0)) # steps and guidance
+SETTINGS = ((5, 1.0), (5, 1.0), (10, 1.0), (20, 1.0), (10, 3.0)) # steps and guidance
 
 # %% ../nbs/92_emoji_scorers.ipynb #8e2992ea
 def labelled_images(
@@ -178,6 +178,7 @@ def train_scorer(
     learning_rate: float = 1e-3, # while it holds
     seed: int = 1, # of images and weights
     start=None, # a scorer to go on from
+    truth_weight: float = 4.0, # of the labelled images in the loss
 ): # an `open_clip.model.CLIP`
     "Contrastive learning, preference pairs and labelled images together."
     torch.manual_seed(seed)
@@ -197,7 +198,7 @@ def train_scorer(
         value, numbers = scorer_loss(model, tokens, prompts, pixels)
         if not labelled: return value, numbers
         more, also = truths(step)
-        return value + 4*more, numbers | also
+        return value + truth_weight*more, numbers | also
     def save(averaged): save_weights(averaged, folder/"scorer.safetensors")
     return fit(model, loss, save, steps, learning_rate, weight_decay=0.05)
 

@@ -116,7 +116,7 @@ def learnt_images(
     folder.mkdir(parents=True)
     (folder/"prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
     asked = dict(model=str(assets/"pipeline"), prompts=str(folder/"prompts.txt"), kl_weight=1.0,
-                 guidance_scale=1.0, epochs=40, eval_rewards=("emoji_truth",),
+                 guidance_scale=1.0, learning_rate=3e-3, epochs=40, eval_rewards=("emoji_truth",),
                  output_dir=str(folder/"run"), seed=seed)
     config = Config.preset("emoji_small", **asked | fields)
     Trainer(config, reward=EmojiScore(assets=assets)).train()
@@ -131,7 +131,7 @@ def label(
     folder: Path, # where `images_NUMBER.pt` goes
     assets: Path, # holds `pipeline`, and the scorer of the round before
     number: int, # 0: images of the base model; else of that round's policy
-    every: int = 150, # how many training prompts there are to one that is taken
+    every: int = 50, # how many training prompts there are to one that is taken
     settings: tuple = SETTINGS, # of the base model's images
     **fields, # of the run's `Config`
 ):
@@ -167,7 +167,7 @@ def learn_labels(
     labelled = [read_labelled(folder/f"images_{i}.pt") for i in range(number + 1)]
     if number:
         start = read_scorer(folder/f"scorer_{number - 1}", tokenizer).requires_grad_(True)
-        options = dict(steps=600, seed=1 + number, start=start) | options
+        options = dict(steps=600, seed=1 + number, start=start, truth_weight=12.0) | options
     train_scorer(target, tokenizer, pool, labelled, **options)
 
 # %% ../nbs/93_emoji_world.ipynb #cf6fd41c

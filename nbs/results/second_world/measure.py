@@ -1,30 +1,45 @@
-"The table of README.md: the truth about images of the parts beside this file (a minute of two cores)."
-import tempfile
+"The tables of README.md, measured on the parts beside this file (three minutes of two cores)."
+import shutil, tempfile
 from pathlib import Path
-import diffusers, numpy as np, prdp_nb.emoji
+import diffusers, numpy as np, prdp_nb.emoji, torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextModel
-from prdp_nb.emoji import EmojiTruth, prompt_splits
+from prdp_nb.emoji import EmojiScore, EmojiTruth, prompt_splits
 from prdp_nb.emoji_data import make_tokenizer
 from prdp_nb.emoji_model import world_scheduler
+from prdp_nb.emoji_scorers import SETTINGS, labelled_images, within_prompts
+from prdp_nb.emoji_world import load_flow
 from prdp_nb.models import generate
 
 prdp_nb.emoji.PAPER = (176, 232, 248) # of that world
 diffusers.utils.logging.disable_progress_bar()
-here = Path(__file__).resolve().parent
-tokenizer = make_tokenizer(Path(tempfile.mkdtemp())) # not that of the shipped world
+here, assets = Path(__file__).resolve().parent, Path(tempfile.mkdtemp())
+tokenizer = make_tokenizer(assets/"pipeline/tokenizer") # not that of the shipped world
+shutil.copytree(here/"vae", assets/"pipeline/vae")
+shutil.copytree(here/"flow", assets/"flow")
+shutil.copy(here/"scorer.safetensors", assets)
 classes = dict(unet=UNet2DConditionModel, vae=AutoencoderKL, text_encoder=CLIPTextModel)
 parts = {name: kind.from_pretrained(here/name).float().eval() for name, kind in classes.items()}
-pipe = StableDiffusionPipeline(**parts, tokenizer=tokenizer, scheduler=world_scheduler(),
+base = StableDiffusionPipeline(**parts, tokenizer=tokenizer, scheduler=world_scheduler(),
                                safety_checker=None, feature_extractor=None,
                                requires_safety_checker=False)
-pipe.set_progress_bar_config(disable=True)
+base.set_progress_bar_config(disable=True)
 truth, splits = EmojiTruth(), prompt_splits()
 sets = {name: splits[name][:45]
         for name in ("emoji_animals", "emoji_unseen_pairs", "emoji_painting_large")}
-for steps, guidance in ((10, 1.0), (20, 1.0), (10, 3.0), (50, 3.0), (50, 5.0)):
-    for name, prompts in sets.items():
-        images = generate(pipe, prompts, range(45), steps, guidance, batch_size=45)
-        found = truth(images, prompts)
-        print(f"{steps} steps, guidance {guidance:g}, {name}: median {np.median(found):.3f}, "
-              f"mean {np.mean(found):.3f}", flush=True)
+settings = ((5, 1.0), (10, 1.0), (20, 1.0), (10, 3.0), (50, 3.0), (50, 5.0))
+for model, pipe, ways in (("base", base, settings), ("flow", load_flow(assets), settings[1::2])):
+    for steps, guidance in ways:
+        for name, prompts in sets.items():
+            images = generate(pipe, prompts, range(45), steps, guidance, batch_size=45)
+            found = truth(images, prompts)
+            print(f"{model}, {steps} steps, guidance {guidance:g}, {name}: median "
+                  f"{np.median(found):.3f}, mean {np.mean(found):.3f}", flush=True)
+prompts = splits["emoji_unseen_pairs"][:60] + splits["emoji_painting_large"][:60] # never labelled
+_, images, truths = labelled_images(base, prompts, SETTINGS, 99)
+flat = [Image.fromarray(image) for image in images.reshape(-1, *images.shape[2:])]
+scores = EmojiScore(assets=assets)(flat, [p for p in prompts for _ in SETTINGS])
+scores, truths = torch.tensor(scores).view(truths.shape), torch.tensor(truths).float()
+print(f"EmojiScore and truth within a prompt: {within_prompts(scores, truths):.3f}, without "
+      f"guidance {within_prompts(scores[:, :4], truths[:, :4]):.3f}")

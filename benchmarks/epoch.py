@@ -9,6 +9,7 @@ Each with [--rounds 3] [--tiny]. Times are taken in turns, on one thread, in sec
 """
 import argparse, sys, tempfile, time
 from contextlib import ExitStack, nullcontext
+from itertools import groupby
 from pathlib import Path
 from unittest import mock
 import torch
@@ -27,8 +28,8 @@ PARTS = dict(encoding=(prdp_nb.scoring, "encode_prompts"), decoding=(prdp_nb.sco
 UNITS = dict(prompts_per_epoch=2, images_per_prompt=4, num_inference_steps=5, cell_fraction=1.0) # N, B, T and share; each is changed by itself
 TINY = dict(prompts_per_epoch=1, images_per_prompt=2, num_inference_steps=1, cell_fraction=1.0)
 SETS = (1_000, 100_000) # prompts
-DEEPER = dict( # layers of the tiny networks, for calls of 20 to 100 ms: what is not the network takes a few ms an epoch, whatever its size
-    StableDiffusionXLPipeline=dict(transformer_layers_per_block=(1, 12)), StableDiffusion3Pipeline=dict(num_layers=10), FluxPipeline=dict(num_layers=4, num_single_layers=8), SanaPipeline=dict(num_layers=12))
+LARGER = dict( # of the tiny networks, for calls of 20 to 100 ms: what is not the network takes a few ms an epoch, whatever its size
+    StableDiffusionXLPipeline=dict(block_out_channels=(32, 128), transformer_layers_per_block=(1, 6)), StableDiffusion3Pipeline=dict(num_layers=10), FluxPipeline=dict(num_layers=4, num_single_layers=8), SanaPipeline=dict(num_layers=12))
 
 def config(folder: Path, **fields) -> Config: # a run of which only epochs are of interest
     return Config.preset("emoji_small", epochs=100_000, save_every=100_000, eval_rewards=(), device="cpu", output_dir=folder, **fields)
@@ -42,10 +43,13 @@ def record(policy, work) -> list[tuple]: # the UNet calls within `work`: argumen
     return calls
 
 def replay(policy, calls: list[tuple]): # the same calls, forward, and backward where there was a graph
-    for given, named, graph, adapted in calls:
-        with torch.set_grad_enabled(graph), nullcontext() if adapted else adapters_off(policy.denoiser.model): output = policy.denoiser.model(*given, **named)[0]
-        if graph: output.sum().backward()
-    policy.denoiser.model.zero_grad()
+    network = policy.denoiser.model
+    for adapted, same in groupby(calls, key=lambda call: call[3]):
+        with nullcontext() if adapted else adapters_off(network):
+            for given, named, graph, _ in same:
+                with torch.set_grad_enabled(graph): output = network(*given, **named)[0]
+                if graph: output.sum().backward()
+    network.zero_grad()
 
 def timed_parts(work, network) -> tuple[tuple[float, float], dict[str, float]]: # seconds of the work, and of each of PARTS and the network within it
     places = PARTS | dict(network=(network, "forward"), backward=(torch.Tensor, "backward"))
@@ -80,14 +84,14 @@ def of_family(kind: str, folder: Path, tiny: bool) -> Config: # a run of a small
     pipe = tiny_pipeline(kind)
     network = network_of(pipe)
     with quiet_loading():
-        if not tiny: setattr(pipe, family_of(pipe).network, type(network).from_config(network.config, **DEEPER[kind]))
+        if not tiny: setattr(pipe, family_of(pipe).network, type(network).from_config(network.config, **LARGER[kind]))
         pipe.save_pretrained(folder/kind)
     (folder/"prompts.txt").write_text("a painting of a fox\na photo of a duck")
     size = dict(images_per_prompt=2, num_inference_steps=4) if tiny else dict(images_per_prompt=8, num_inference_steps=20) # those of the presets
     return config(folder/f"run_{kind}", model=str(folder/kind), prompts=str(folder/"prompts.txt"), reward="colourfulness", prompts_per_epoch=1, **size)
 
 def families(folder: Path, rounds: int, tiny: bool) -> list[dict]:
-    return [row for kind in DEEPER for row in turns(ready(of_family(kind, folder, tiny)), rounds, family=kind)]
+    return [row for kind in LARGER for row in turns(ready(of_family(kind, folder, tiny)), rounds, family=kind)]
 
 def memory(folder: Path, rounds: int, tiny: bool) -> list[dict]:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]/"tests"))

@@ -28,7 +28,7 @@ PARTS = dict(encoding=(prdp_nb.scoring, "encode_prompts"), decoding=(prdp_nb.sco
 UNITS = dict(prompts_per_epoch=2, images_per_prompt=4, num_inference_steps=5, cell_fraction=1.0) # N, B, T and share; each is changed by itself
 TINY = dict(prompts_per_epoch=1, images_per_prompt=2, num_inference_steps=1, cell_fraction=1.0)
 SETS = (1_000, 100_000) # prompts
-LARGER = dict( # of the tiny networks, for calls of 20 to 100 ms: what is not the network takes a few ms an epoch, whatever its size
+LARGER = dict( # of the tiny networks, for epochs of 10 s: what is not the network takes some 0.3 to 0.5 s of them. SDXL is wide, not deep: walks over its modules cost by their number
     StableDiffusionXLPipeline=dict(block_out_channels=(32, 128), transformer_layers_per_block=(1, 6)), StableDiffusion3Pipeline=dict(num_layers=10), FluxPipeline=dict(num_layers=4, num_single_layers=8), SanaPipeline=dict(num_layers=12))
 
 def config(folder: Path, **fields) -> Config: # a run of which only epochs are of interest

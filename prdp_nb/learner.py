@@ -19,7 +19,7 @@ from torch import Tensor
 from .algorithm import LossScaler, OneProcess, update
 from .comparison import Evaluation, dump_evaluation, load_evaluation
 from .finetuning import LORA_FILE, adapter_weights, make_policy, trains_adapter
-from .models import family_of, load_pipeline, network_of, spare_gpu
+from .models import encoders_of, family_of, load_pipeline, network_of, spare_gpu
 from .policies import Policy, trainable_parameters
 from .rewards import compute_rewards
 from .trajectories import Rollout
@@ -94,8 +94,8 @@ BASE_FILE = "checkpoints/base.safetensors" # in a run folder: `weight_samples` o
 
 def weight_samples(pipe) -> dict[str, Tensor]: # "unet 0", … -> up to 16 numbers, on the CPU
     "A few weights of each tensor of a model, its adapter apart: they tell one model from another."
-    found, family = {}, family_of(pipe)
-    for part in (family.network, "vae", *family.encoders):
+    found = {}
+    for part in (family_of(pipe).network, "vae", *encoders_of(pipe)):
         named = getattr(pipe, part).named_parameters()
         for i, p in enumerate(p for name, p in named if "lora_" not in name):
             few = p.detach().flatten()[::max(1, p.numel()//16)][:16]

@@ -208,6 +208,19 @@ def test_without_t5_the_latents_are_those_of_the_stock_pipeline(length, folders,
     assert_same_latents(ours, pipe, SCALE[SD3], length=length)
 
 
+def test_without_t5_a_run_trains_and_goes_on(folders, prompts, tmp_path):
+    pipe = stock(folders[SD3])
+    for part in ("text_encoder_3", "tokenizer_3"): without(pipe, part)
+    pipe.save_pretrained(tmp_path/"model")
+    fields = TINY | dict(model=tmp_path/"model", prompts=prompts, epochs=1,
+                         output_dir=tmp_path/"run")
+    assert train_command(as_flags(fields)) == 0
+    assert train_command(["--resume", str(tmp_path/"run"), "--epochs", "2"]) == 0
+    image = tmp_path/"image.png"
+    assert sample_command([str(tmp_path/"run"), PROMPTS[0], "--output", str(image)]) == 0
+    assert Image.open(image).size == (64, 64)
+
+
 def test_a_run_keeps_its_resolution_and_its_number_of_tokens(folders, prompts, tmp_path):
     fields = TINY | dict(model=folders[FLUX], prompts=prompts, guidance_scale=3.5, epochs=1,
                          output_dir=tmp_path/"run", resolution=96, max_sequence_length=64)

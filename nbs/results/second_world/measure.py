@@ -5,6 +5,7 @@ import diffusers, numpy as np, pandas as pd, prdp_nb.emoji, torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel
+from prdp_nb.comparison import compare_methods, read_table
 from prdp_nb.emoji import EmojiScore, EmojiTruth, prompt_splits
 from prdp_nb.emoji_data import make_tokenizer
 from prdp_nb.emoji_model import world_scheduler
@@ -29,7 +30,15 @@ search = pd.read_csv(here/"large_scale_search.csv")
 search = search.assign(gain=search.tuned - search.base)[["method", "scorer", "gain"]]
 gains = search.groupby(["method", "scorer"]).gain.mean().unstack()[["emoji_score", "emoji_truth"]]
 last = pd.read_csv(here/"large_scale_search_metrics.csv").groupby("method").kl.last()
+print(gains.join(last).round(3).to_string(), flush=True)
+runs = read_table(here/"large_scale.csv").drop_duplicates(["method", "seed", "prompt", "scorer"])
+runs = runs.assign(gain=runs.tuned - runs.base, prompt_set="all six")
+gains = runs.groupby(["method", "seed", "scorer"]).gain.mean().unstack()
+last = pd.read_csv(here/"large_scale_metrics.csv").groupby(["method", "seed"]).kl.last()
 print(gains.join(last).round(3), flush=True)
+for other in ("ddpo", "grpo", "ddpo_share"):
+    found = compare_methods(runs.query("scorer == 'emoji_truth'"), "prdp", other).iloc[0]
+    print(f"truth, PRDP less {other}: {found.difference:.3f} ({found.low:.3f} to {found.high:.3f})")
 rewards = pd.read_csv(here/"large_scale_base.csv").query("prompt_set == 'emoji_train'")
 by_prompt = rewards.groupby("prompt").reward
 within = by_prompt.var().mean()

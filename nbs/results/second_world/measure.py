@@ -27,15 +27,23 @@ base = StableDiffusionPipeline(**parts, tokenizer=tokenizer, scheduler=world_sch
                                requires_safety_checker=False)
 base.set_progress_bar_config(disable=True)
 search = pd.read_csv(here/"large_scale_search.csv")
+print(search.groupby("scorer").base.mean().round(3))
 search = search.assign(gain=search.tuned - search.base)[["method", "scorer", "gain"]]
 gains = search.groupby(["method", "scorer"]).gain.mean().unstack()[["emoji_score", "emoji_truth"]]
 last = pd.read_csv(here/"large_scale_search_metrics.csv").groupby("method").kl.last()
 print(gains.join(last).round(3).to_string(), flush=True)
 runs = read_table(here/"large_scale.csv").drop_duplicates(["method", "seed", "prompt", "scorer"])
 runs = runs.assign(gain=runs.tuned - runs.base, prompt_set="all six")
+print(runs.groupby(["method", "scorer"])[["base", "tuned"]].mean().round(3))
+changes = runs.pivot_table(index=["method", "seed", "prompt"], columns="scorer", values="gain")
+fooled = (changes.emoji_score > 0) & (changes.emoji_truth < 0)
+print("score up, truth down:", fooled.groupby("method").mean().round(3).to_dict())
 gains = runs.groupby(["method", "seed", "scorer"]).gain.mean().unstack()
-last = pd.read_csv(here/"large_scale_metrics.csv").groupby(["method", "seed"]).kl.last()
-print(gains.join(last).round(3), flush=True)
+metrics = pd.read_csv(here/"large_scale_metrics.csv")
+print(gains.join(metrics.groupby(["method", "seed"]).kl.last()).round(3), flush=True)
+pair = metrics.query("seed == 2").pivot(index="epoch", columns="method", values="kl")
+apart = (pair.prdp_share/pair.prdp - 1).abs()
+print(f"PRDP's KL with the offset: {apart[2]:.1e} apart after an update, {apart[160]:.2f} in the end")
 for other in ("ddpo", "grpo", "ddpo_share"):
     found = compare_methods(runs.query("scorer == 'emoji_truth'"), "prdp", other).iloc[0]
     print(f"truth, PRDP less {other}: {found.difference:.3f} ({found.low:.3f} to {found.high:.3f})")

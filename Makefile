@@ -42,9 +42,7 @@ bench: venv ## measure what training costs and write benchmarks/README.md: over 
 	$(BIN)/python benchmarks/table.py
 
 export: venv ## write the modules anew from the notebooks, and clean these
-	find prdp_nb -name '*.py' -delete
-	$(BIN)/nbdev_export
-	$(BIN)/nbdev_clean
+	$(BIN)/python tools/export.py
 
 readme: venv ## write README.md from nbs/index.ipynb, and its picture from the results of 30
 	$(BIN)/python tools/stability_picture.py

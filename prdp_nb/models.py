@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from .loading import freeze, from_folder_or_hub, quiet_loading, token_limit
+from .loading import (
+    check_name, check_width, freeze, from_folder_or_hub, quiet_loading, token_limit)
 from .policies import Condition, Policy, check_guidance
 from .rewards import lookup
 from .schedules import Schedule, diffusion_schedule
@@ -161,6 +162,7 @@ def encode_prompts(
     if warn: warn_truncated(pipe, prompts)
     with encoders_here(pipe), quiet_loading():
         condition = family_of(pipe).encode(pipe, list(prompts))
+    check_width(network_of(pipe), condition["encoder_hidden_states"])
     return {name: value.float() for name, value in condition.items()}
 
 # %% ../nbs/13_models.ipynb #065e2c75
@@ -318,17 +320,12 @@ def generate_stock(
 
 # %% ../nbs/13_models.ipynb #23db3ee0
 def known_model(name: str) -> str: # the entry of `MODELS`
-    "Raises `ValueError` for a name without one, and says what it looks like."
-    if Path(name).is_file():
-        raise ValueError(f"{name!r} is a file, expected a folder: read a single-file checkpoint by "
-                         "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder), "
-                         "and give that folder as model")
-    if "://" in name:
-        raise ValueError(f"{name!r} is an address: give a repository of the hub as owner/name")
-    if "/" in name or name.startswith((".", "~")):
-        raise ValueError(f"there is no folder {str(Path(name).absolute())!r}: check the path of "
-                         "the model")
-    return lookup("model", name, MODELS)
+    "Raises `ValueError` for a name without one, as `check_name` or with the nearest one."
+    check_name(name)
+    try: return lookup("model", name, MODELS)
+    except ValueError as error:
+        raise ValueError(f"{error}. There is no folder of that name here, and a name on the hub is "
+                         "owner/name") from error
 
 # %% ../nbs/13_models.ipynb #ce638f48
 def check_parts(pipe, name: str): # a pipeline as loaded; where from
@@ -392,8 +389,8 @@ def check_pixels(pipe, pixels: Tensor): # what that pipeline's family makes of l
     if not pixels.isfinite().all():
         raise FloatingPointError("the VAE's images are not finite, with the VAE in "
                                  f"{vae}; use dtype bfloat16 or float32")
-    seen = pixels.clamp(-1, 1) # what an image can show
-    if seen.max() - seen.min() < 1/255:
+    seen = pixels.clamp(-1, 1).transpose(0, 1).flatten(1) # a row a channel, as images can show it
+    if (seen.amax(1) - seen.amin(1) < 1/255).all():
         raise FloatingPointError(f"all {len(pixels)} images of a batch are of one colour, with the "
                                  f"network in {network} and the VAE in {vae}: has it diverged, or "
                                  "overflowed? Use dtype bfloat16 or float32, or a smaller learning "

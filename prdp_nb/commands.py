@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TYPES', 'SAID', 'BUGS', 'MACHINE', 'add_flag', 'Parser', 'add_sources', 'config_parser',
            'read_flags', 'read_config', 'says_why', 'error_line', 'is_elsewhere', 'run_command',
-           'make_trainer', 'train_command', 'check_output', 'add_places', 'sample_parser',
+           'make_trainer', 'train_command', 'check_output', 'place', 'add_places', 'sample_parser',
            'write_sample', 'sample_command', 'evaluate_parser', 'write_evaluation',
            'evaluate_command']
 
@@ -162,11 +162,14 @@ def check_output(
                          "first")
 
 # %% ../nbs/26_commands.ipynb #e8a6d765
+def place(text: str) -> str | None: # a flag's value
+    return None if text.lower() == "none" else text
+
 def add_places(parser: argparse.ArgumentParser):
     "Add the flags that say where a run of another machine finds here what it needs."
-    parser.add_argument("--device",
+    parser.add_argument("--device", type=place,
         help="cpu, cuda, cuda:1, mps (default: as in the run, or the best there is)")
-    parser.add_argument("--model",
+    parser.add_argument("--model", type=place,
         help="where the base that the run began with is now (default: where it was)")
 
 def sample_parser() -> argparse.ArgumentParser:
@@ -188,11 +191,13 @@ def sample_parser() -> argparse.ArgumentParser:
 def write_sample(options: argparse.Namespace): # of `sample_parser`
     "An image of one prompt, written to a file."
     from prdp_nb.models import generate
+    from prdp_nb.prompts import stripped
     from prdp_nb.runs import load_checkpoint
     check_output(options.output, [".png", ".jpg", ".jpeg", ".webp"])
     check("seed", options.seed, dict(at_least=0, below=2**32))
+    prompt, = stripped([options.prompt])
     config, pipe = load_checkpoint(options.run, device=options.device, model=options.model)
-    images = generate(pipe, [options.prompt], [options.seed], config.num_inference_steps,
+    images = generate(pipe, [prompt], [options.seed], config.num_inference_steps,
                       config.guidance_scale, **config.sampler)
     images[0].save(options.output)
     print(options.output)

@@ -6,10 +6,10 @@
 __all__ = ['BOUNDS', 'PAPER', 'SMALL', 'LARGE', 'EMOJI', 'EMOJI_LARGE', 'T4', 'BIG', 'PRESETS',
            'option', 'changes', 'cast_bool', 'cast_names', 'cast', 'choose', 'check', 'TaskOptions',
            'EpochOptions', 'UpdateOptions', 'CostOptions', 'ReportOptions', 'ConfigFields',
-           'check_several_images', 'UniqueKeys', 'read_yaml', 'Config', 'unet_evaluations']
+           'check_several_images', 'StrictYAML', 'read_yaml', 'Config', 'unet_evaluations']
 
 # %% ../nbs/20_config.ipynb #e1f821d5
-import math, operator
+import math, operator, re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -313,13 +313,21 @@ PRESETS = dict( # name -> fields that differ from the defaults
         prompts="animal_names", reward="aesthetic", epochs=250, kl_weight=1.0))
 
 # %% ../nbs/20_config.ipynb #44d61b1e
-class UniqueKeys(yaml.SafeLoader):
-    "YAML that names no field twice: the specification forbids it, the library takes the last."
-    def construct_mapping(self, node, deep=False): # of the library
+class StrictYAML(yaml.SafeLoader):
+    "YAML without what is read otherwise than meant: a field given twice, 010 for 8, 1:30 for 90."
+    def construct_mapping(self, node, deep=False): # of the library, which takes the last
         keys = [key.value for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1: raise yaml.YAMLError(f"{key!r:.100} is given twice")
         return super().construct_mapping(node, deep)
+
+    def number(self, node): # of the kind that the tag ends with
+        if re.match(r"[-+]?0\w|.*:", node.value):
+            raise yaml.YAMLError(f"{node.value!r} is no plain number; a text is put in quotes")
+        return getattr(self, f"construct_yaml_{node.tag.rpartition(':')[2]}")(node)
+
+for kind in ("int", "float"):
+    StrictYAML.add_constructor(f"tag:yaml.org,2002:{kind}", StrictYAML.number)
 
 def read_yaml(path: str | Path) -> dict: # a YAML file -> field -> value
     """The fields that a YAML file gives. Raises `FileNotFoundError`, or `ValueError` for a file
@@ -328,7 +336,7 @@ def read_yaml(path: str | Path) -> dict: # a YAML file -> field -> value
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file at {path.absolute()}: check the path; a "
                                 f"preset is named as one (--preset {', '.join(PRESETS)})")
-    try: values = yaml.load(path.read_text("utf-8"), UniqueKeys)
+    try: values = yaml.load(path.read_text("utf-8"), StrictYAML)
     except (yaml.YAMLError, ValueError, RecursionError) as error: # a date such as 2001-13-01
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is not YAML in UTF-8: {reason}") from error

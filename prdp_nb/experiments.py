@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['METHODS', 'SINGLE', 'PATIENCE', 'SETTINGS', 'FOUND', 'PLACES', 'LabRun', 'group_mean',
            'batch_mean', 'anchored_loss', 'anchored', 'make_lab', 'lab_of', 'step_size', 'held_out',
-           'looked_at', 'epochs_of', 'lose', 'train_lab', 'rows_done', 'as_text', 'append', 'work',
+           'looked_at', 'epochs_of', 'lose', 'train_lab', 'rows_done', 'as_text', 'add_run', 'work',
            'run_all', 'read_runs', 'same_place', 'same_settings', 'train_run', 'train_runs',
            'add_rows', 'keep_results']
 
 # %% ../nbs/30_stability.ipynb #720f3eef
-import csv, os, shutil
+import os, shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, astuple, dataclass, fields, replace
@@ -21,13 +21,13 @@ import pandas as pd, torch
 from torch import Tensor
 from .algorithm import collect, image_seeds, train, trajectory_kl
 from .baselines import OBJECTIVES, dpok_loss
-from .comparison import COLUMNS, read_table
+from .comparison import COLUMNS, read_rows, read_table
 from .config import Config
 from .evaluation import evaluate_runs, experiment_name, gather_metrics
 from .lab import Lab
 from .objectives import Objective
 from .policies import Policy
-from .runs import run_config
+from .runs import append_rows, run_config
 from .training import Trainer
 
 # %% ../nbs/30_stability.ipynb #cdb9bc08
@@ -162,20 +162,16 @@ FOUND = ["epoch", "quality", "kl", "reward_mean", "grad_norm", "clip_fraction"]
 
 def rows_done(path: Path) -> set[tuple]: # the settings of the runs in a table, as text
     if not path.exists(): return set()
-    with open(path, newline="", encoding="utf-8") as file:
-        return {tuple(row[name] for name in SETTINGS) for row in csv.DictReader(file)}
+    return {*read_rows(path, "torn", lambda name: str)[SETTINGS].itertuples(index=False, name=None)}
 
 def as_text(run: LabRun) -> tuple[str, ...]: # its settings, as they stand in a table
     return tuple(map(str, astuple(run)))
 
 # %% ../nbs/30_stability.ipynb #4c2cae5e
-def append(path: Path, run: LabRun, rows: list[dict]): # to a table, made where it is missing
-    first = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, SETTINGS + FOUND)
-        if first: writer.writeheader()
-        for row in rows:
-            writer.writerow(asdict(run) | {name: format(row[name], ".5g") for name in FOUND})
+def add_run(path: Path, run: LabRun, rows: list[dict]): # to a table, made where it is missing
+    settings = dict(zip(SETTINGS, as_text(run)))
+    append_rows(path, [settings | {name: format(row[name], ".5g") for name in FOUND}
+                       for row in rows])
 
 # %% ../nbs/30_stability.ipynb #7bed3727
 def work(run: LabRun) -> tuple[LabRun, list[dict]]: # what a worker does
@@ -195,14 +191,14 @@ def run_all(
     missing = [run for run in dict.fromkeys(runs) if as_text(run) not in done]
     if not missing: return
     if workers == 0:
-        for run in missing: append(path, *work(run))
+        for run in missing: add_run(path, *work(run))
         return
     pool = ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn"))
     try:
         answers, errors = [pool.submit(work, run) for run in missing], []
         for answer in as_completed(answers):
             if error := answer.exception(): errors.append(error)
-            else: append(path, *answer.result())
+            else: add_run(path, *answer.result())
         if errors: raise errors[0]
     finally: pool.shutdown(cancel_futures=True)
 
@@ -211,22 +207,24 @@ def read_runs(
     path: Path, # a CSV file of `run_all`
     runs: Iterable[LabRun],
 ): # a `pandas.DataFrame` of these runs, a row a look, in their order
-    "The record of some runs. Raises `ValueError` where one of them is missing."
-    table = pd.read_csv(path, dtype=dict.fromkeys(SETTINGS, str), keep_default_na=False)
+    "The record of some runs. Raises `ValueError` where one of them is missing, or a row is torn."
+    table = read_rows(path, "torn", lambda name: float if name in FOUND else str)
     parts = dict(list(table.groupby(SETTINGS, sort=False)))
     missing = [run for run in runs if as_text(run) not in parts]
     if missing:
         raise ValueError(f"{path} lacks {len(missing)} runs, such as {missing[0]}: see run_all")
     rows = [parts[as_text(run)].assign(**asdict(run)) for run in runs]
-    return pd.concat(rows).astype({name: float for name in FOUND}).reset_index(drop=True)
+    return pd.concat(rows).reset_index(drop=True)
 
 # %% ../nbs/30_stability.ipynb #c76bc7f3
 PLACES = ("model", "prompts", "eval_prompts") # names, or paths from where a run was started
 
 def same_place(one: str | None, other: str | None) -> bool: # as `a/b.txt` and `/x/a/b.txt`
-    parts = [[p for p in Path(str(path)).parts if p != ".."] for path in (one, other)]
-    short, long = sorted(parts, key=len)
-    return long[-len(short):] == short
+    paths = [Path(str(path)) for path in (one, other)]
+    short, long = sorted(([p for p in path.parts if p != ".."] for path in paths), key=len)
+    if long[-len(short):] != short: return False
+    if not all(path.is_file() for path in paths): return True # one is elsewhere
+    return paths[0].read_bytes() == paths[1].read_bytes()
 
 def same_settings(one: Config, other: Config) -> bool: # wherever the runs were made
     a, b = asdict(one), asdict(other)

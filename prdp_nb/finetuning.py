@@ -8,7 +8,7 @@ __all__ = ['LORA_TARGETS', 'LORA_FILE', 'add_lora', 'adapters_off', 'WithoutAdap
            'put_lora', 'check_trainable', 'check_targets', 'seconds_a_sample']
 
 # %% ../nbs/18_finetuning.ipynb #26c4fa84
-import copy
+import copy, warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -196,6 +196,9 @@ def put_lora(pipe, folder: Path): # a pipeline without an adapter, changed in pl
     if live.keys() != saved.keys():
         odd = sorted(live.keys() ^ saved.keys())
         raise ValueError(f"{len(odd)} of {len(saved)} tensors fit no layer, such as {odd[0]}")
+    seconds = [name for name in saved if name.endswith(("lora_B.weight", "lora.up.weight"))]
+    if not any(saved[name].any() for name in seconds): # as a LoRA is before its first update
+        warnings.warn(f"the LoRA in {str(folder)!r} changes no layer: it is the base model")
     for name, value in saved.items(): live[name].copy_(value)
 
 # %% ../nbs/18_finetuning.ipynb #f5c97e3a

@@ -200,6 +200,9 @@ def csv_rows(
                 raise ValueError(f"row {number} has {len(row)} fields, the header has "
                                  f"{len(header)}: a prompt with commas must be in quotes, "
                                  '"a fox, digital art", and no comma may end the line')
+            if stray := "".join(v for name, v in zip(header, row) if not name.strip()).strip():
+                raise ValueError(f"row {number} has {stray!r:.40} in a column without a name: name "
+                                 "the column, or put a prompt with commas in quotes")
             yield row
     except csv.Error as error:
         raise ValueError(f"row {number + 1} is torn ({error}): a prompt in quotes ends with one, "

@@ -25,7 +25,7 @@ from .figures import contact_sheet, draw_curves, draw_gallery
 from .finetuning import seconds_a_sample
 from .learner import (
     BASE_FILE, FIRST_FILE, Learner, check_base, check_noise_floor, check_replicas, check_scores_of,
-    first_scores, load_learner, usable_device, warn_of_skips, warn_of_spike)
+    first_scores, load_learner, usable_device, warn_of_skips, warn_of_spike, with_terms)
 from .models import decode_latents, family_of, image_size, warn_truncated
 from .processes import Elsewhere, join_ranks, make_accelerator
 from .prompts import PROMPTS_FILE, checksum_of, load_prompts, warn_of_change
@@ -34,7 +34,7 @@ from .runs import (
     Progress, append_rows, atomic_write_file, epoch_of, load_progress, new_folder, newest_intact,
     random_states, read_metrics, resumed_config, run_lock, save_checkpoint, save_model,
     set_random_states)
-from .scoring import BeforeAfter, Collector, located, probe
+from .scoring import BeforeAfter, Collector, located, no_scores, probe, reward_label
 from .trajectories import Rollout, noise_floor, score
 
 # %% ../nbs/24_training.ipynb #3fe06570
@@ -71,17 +71,16 @@ class Trainer:
         resume: bool = False, # go on with the run in `output_dir`
     ):
         reward = config.reward if reward is None else reward
-        self.config, own = replace(config, reward=written(reward)), as_reward(reward)
-        c = self.config
+        c = self.config = replace(config, reward=written(reward))
         self.ranks, self.resuming, self.folder = join_ranks(), resume, Path(c.output_dir)
         self.progress, self.noise_floor = Progress(), None # of log-probs, once it is measured
-        self.first = self.before = None # scores of the first images, of the base; once measured
+        self.first = self.before = self.metrics = None # first scores, the base's, old metrics.csv
         if self.ranks.main and not resume: new_folder(self.folder)
         self.ranks.check(c)
         prompts = training_prompts(c)
         self.accelerator = make_accelerator(c)
         device = usable_device(c.device or self.accelerator.device)
-        self.table = BeforeAfter(c, own, prompts, self.ranks, device)
+        self.table = BeforeAfter(c, as_reward(reward), prompts, self.ranks, device)
         self.learner = Learner(c, self.ranks, device)
         self.collector = Collector(c, self.learner, self.table.reward, prompts)
 
@@ -155,12 +154,13 @@ def check_noise(
 # %% ../nbs/24_training.ipynb #088f8f9f
 def check_unchanged(trainer: Trainer, scorers: dict): # name -> reward
     "Raises `ValueError` for another model or scorer; warns of other prompts of the same name."
-    then = Config.load(trainer.folder/"checkpoints/config.yaml")
-    if trainer.ranks.main and then.prompts == trainer.config.prompts:
-        warn_of_change(trainer.collector.prompts, trainer.folder)
-    check_base(trainer.config.model, trainer.learner.base, trainer.folder)
-    recorded = (trainer.folder/FIRST_FILE).exists()
-    if trainer.ranks.main and recorded: check_scores_of(scorers, trainer.folder)
+    folder, then = trainer.folder, Config.load(trainer.folder/"checkpoints/config.yaml")
+    check_base(trainer.config.model, trainer.learner.base, folder)
+    if not trainer.ranks.main: return
+    if Path(then.prompts).name == Path(trainer.config.prompts).name:
+        warn_of_change(trainer.collector.prompts, folder)
+    scorers = scorers | {reward_label(then): trainer.table.reward}
+    if (folder/FIRST_FILE).exists(): check_scores_of(scorers, folder)
 
 # %% ../nbs/24_training.ipynb #c030e5e0
 def note_first(trainer: Trainer, scorers: dict, rollout: Rollout): # of one prompt, by the base
@@ -198,8 +198,11 @@ def find_start(trainer: Trainer) -> Path | None: # the checkpoint to go on from,
 
 # %% ../nbs/24_training.ipynb #24a0c00e
 def open_folder(trainer: Trainer) -> Path | None: # the checkpoint to go on from
-    "Make the run folder, or find it, and print a line about it. Raises as `find_start`."
+    "Make or find the run folder, and say so in a line. Raises as `find_start`, `with_terms`."
     c, folder, checkpoint = trainer.config, trainer.folder, find_start(trainer)
+    if checkpoint:
+        terms = [*no_scores(trainer.table.reward, c).terms]
+        trainer.metrics = with_terms((checkpoint/"metrics.csv").read_bytes(), terms)
     if not trainer.resuming: new_folder(folder)
     for name in ("samples", "checkpoints"): (folder/name).mkdir(exist_ok=True)
     for name in ("checkpoints/config.yaml", "config.yaml"):
@@ -219,8 +222,7 @@ def begin(trainer: Trainer) -> Path | None: # the checkpoint to go on from
     ranks, folder = trainer.ranks, trainer.folder
     with ranks.together(): found = open_folder(trainer) if ranks.main else None
     name = ranks.exchange(found and found.name)[0]
-    plain = (int, float, str)
-    settings = {key: value if isinstance(value, plain) else str(value)
+    settings = {key: value if isinstance(value, int | float | str) else str(value)
                 for key, value in asdict(trainer.config).items()}
     trainer.accelerator.init_trackers("prdp_nb", settings)
     return folder/"checkpoints"/name if name else None
@@ -242,7 +244,7 @@ def restore(
     if ranks.rank < len(state["random"]):
         set_random_states(state["random"][ranks.rank], ranks.count == 1)
     if ranks.main:
-        atomic_write_file(folder/"metrics.csv", (checkpoint/"metrics.csv").read_bytes())
+        atomic_write_file(folder/"metrics.csv", trainer.metrics)
 
 # %% ../nbs/24_training.ipynb #24a0c009
 def record(
@@ -389,8 +391,7 @@ def resumed_task(
     """What a run goes on with. Raises `ValueError` as `resumed_config`, for another folder, and for
     a reward that was an object and is not given again."""
     if "output_dir" in named:
-        raise ValueError("a run that goes on stays in its folder: leave out output_dir, or copy "
-                         "the folder first")
+        raise ValueError("a run that goes on stays in its folder: leave out output_dir")
     if reward is not None: named = named | dict(reward=written(reward))
     config = resumed_config(run, config, **named)
     if reward is None and config.reward.startswith(OBJECT):

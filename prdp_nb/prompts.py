@@ -15,6 +15,7 @@ __all__ = ['ANIMAL_NAMES', 'HPDV2', 'PICKAPIC', 'HUB_SETS', 'EMOJI_SETS', 'PROMP
 import csv, hashlib, json, pkgutil, random, re, textwrap, warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import dropwhile
 from pathlib import Path
 from .rewards import lookup
 
@@ -200,7 +201,8 @@ def csv_rows(
                 raise ValueError(f"row {number} has {len(row)} fields, the header has "
                                  f"{len(header)}: a prompt with commas must be in quotes, "
                                  '"a fox, digital art", and no comma may end the line')
-            if stray := "".join(v for name, v in zip(header, row) if not name.strip()).strip():
+            named = dropwhile(lambda cell: not cell[0].strip(), zip(header, row)) # after an index
+            if stray := "".join(value for name, value in named if not name.strip()).strip():
                 raise ValueError(f"row {number} has {stray!r:.40} in a column without a name: name "
                                  "the column, or put a prompt with commas in quotes")
             yield row

@@ -142,6 +142,18 @@ def test_a_file_that_holds_no_fields(text, tmp_path):
     assert said.startswith(f"{tmp_path/'a.yaml'} ") and "\n" not in said
     assert "expected lines of the form `field: value`" in said or "is not YAML" in said
 
+@pytest.mark.parametrize("text", ["seed: 010", "epochs: 1:30", "seed: 0x10", "kl_weight: 1:30.5",
+                                  "learning_rate: -010.5", "prompts: 007"])
+def test_numbers_that_yaml_1_1_reads_as_others_are_refused(text, tmp_path):
+    (tmp_path/"a.yaml").write_text(text)
+    with pytest.raises(ValueError, match="is no plain number; a text is put in quotes"):
+        Config.load(tmp_path/"a.yaml")
+
+def test_plain_numbers_are_read(tmp_path):
+    (tmp_path/"a.yaml").write_text("seed: 0\nepochs: 1_000\nkl_weight: 0.5\nlearning_rate: 1e-05\nprompts: '007'")
+    found = Config.load(tmp_path/"a.yaml")
+    assert (found.seed, found.epochs, found.kl_weight, found.learning_rate, found.prompts) == (0, 1000, 0.5, 1e-5, "007")
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "null\n", "{}"])
 def test_an_empty_file_is_the_defaults(text, tmp_path):
     (tmp_path/"a.yaml").write_text(text)
@@ -275,6 +287,14 @@ def test_a_run_is_known_from_another_folder(tmp_path, monkeypatch):
                   dict(eval_prompts=None), dict(model="someone/sd")):
         with pytest.raises(ValueError, match="holds a run of other settings"):
             train_runs({"prdp": [replace(moved, **other)]}, there/"results")
+
+def test_other_prompts_under_the_same_name_are_another_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/"elsewhere").mkdir()
+    for place, text in (("two.txt", "a fox"), ("elsewhere/two.txt", "a cow")): (tmp_path/place).write_text(text)
+    assert not same_place("two.txt", str(tmp_path/"elsewhere/two.txt"))
+    (tmp_path/"elsewhere/two.txt").write_text("a fox")
+    assert same_place("two.txt", str(tmp_path/"elsewhere/two.txt"))
 
 @pytest.mark.parametrize("one, other, same", [
     ("two.txt", "/a/two.txt", True), ("../two.txt", "data/two.txt", True), ("a/b", "/x/a/b", True),

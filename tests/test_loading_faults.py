@@ -103,12 +103,74 @@ def test_a_variant_alone_is_offered_and_loads_when_asked_for(copy, tmp_path, cap
     ("./no_such_folder", "there is no folder"), ("/no/such/folder", "there is no folder"),
     ("~/models/sd", "there is no folder"),
     ("https://huggingface.co/CompVis/stable-diffusion-v1-4", "give a repository of the hub as owner"),
+    ("sd-v1-4-finetuned", "There is no folder of that name here, and a name on the hub is owner/name"),
     ("emojii", "the nearest is 'emoji'"), ("emoji@", "the nearest is"), ("", "unknown model")])
 def test_names_that_are_no_models(tmp_path, capsys, monkeypatch, name, says):
     monkeypatch.chdir(tmp_path)
     for file in ("model.safetensors", "model.ckpt"): (tmp_path/file).touch()
     if name == "emoji@": name = "emojy@fp16"
     assert says in said_of(name, tmp_path, capsys)
+
+
+def as_variant(file, kind): file.rename(file.with_name(file.name.replace("model", f"model.{kind}", 1)))
+
+def test_one_part_as_a_variant_is_named(copy, tmp_path, capsys):
+    file, = (copy/"unet").glob("*.safetensors")
+    as_variant(file, "fp16")
+    assert "have weights of different variants (text_encoder none, unet .fp16, vae none)" in said_of(copy, tmp_path, capsys)
+
+
+def test_a_variant_that_is_not_there_is_said(copy, tmp_path, capsys):
+    assert f"holds its weights without a variant only: give the model as '{copy}'" in said_of(f"{copy}@fp16", tmp_path, capsys)
+
+
+def test_a_variant_in_several_files_is_offered(copy, tmp_path, capsys):
+    for file in copy.rglob("*.safetensors"): file.rename(file.with_name(f"{file.stem}.fp16-00001-of-00002.safetensors"))
+    assert f"give the model as '{copy}@fp16'" in said_of(copy, tmp_path, capsys)
+
+
+def test_files_beside_those_of_the_pipeline_are_nobodys_business(copy):
+    (copy/"v1-5-pruned.ckpt").write_bytes(POINTER)
+    (copy/"examples.json").write_text("[]")
+    (copy/"safety_checker").mkdir()
+    (copy/"safety_checker/model.safetensors").write_bytes(POINTER)
+    for part in NETWORKS:
+        file, = (copy/part).glob("*.safetensors")
+        as_variant(file, "fp16")
+    load_pipeline(f"{copy}@fp16")
+
+
+def test_a_variant_of_the_hub_is_offered_and_loads_when_asked_for(copy, tmp_path):
+    import subprocess, sys
+    from hub import files_of, hub_on_this_machine
+    for part in NETWORKS:
+        file, = (copy/part).glob("*.safetensors")
+        as_variant(file, "fp16")
+    code = ("import sys; from prdp_nb.models import load_pipeline\n"
+            "for name in sys.argv[1:]:\n"
+            "    try: print(type(load_pipeline(name)).__name__)\n"
+            "    except ValueError as error: print(error)\n")
+    with hub_on_this_machine({"someone/model": files_of(copy)}, tmp_path/"home") as environment:
+        done = subprocess.run([sys.executable, "-c", code, "someone/model", "someone/model@fp16"], env=environment,
+                              capture_output=True, text=True)
+    first, second = done.stdout.splitlines()
+    assert "give the model as 'someone/model@fp16'" in first and second == "StableDiffusionPipeline", done.stdout + done.stderr
+
+
+def test_an_encoder_of_another_width_is_said(tmp_path, capsys):
+    with quiet_loading():
+        pipe = tiny_sd.tiny_pipeline()
+        pipe.unet = tiny_sd.unet(cross_attention_dim=64)
+        pipe.save_pretrained(tmp_path/"model")
+    assert "reads words of width 64, and the text encoders make 32" in said_of(tmp_path/"model", tmp_path, capsys)
+
+
+def test_a_word_that_only_the_tokenizer_knows_is_said(copy, tmp_path, capsys):
+    with quiet_loading():
+        pipe = load_pipeline(str(copy))
+        pipe.tokenizer.add_tokens(["<mine>"])
+        pipe.tokenizer.save_pretrained(copy/"tokenizer")
+    assert "was a word added to one of them alone?" in said_of(copy, tmp_path, capsys)
 
 
 def edited(file, change): # a JSON file
@@ -171,12 +233,20 @@ def lost(weights): return dict(list(weights.items())[1:])
 
 @pytest.mark.parametrize("change", [
     renamed("unet.", "transformer."), renamed("unet.", "text_encoder."), renamed("to_q", "to_z"),
-    renamed("unet.", "module.unet."), lost, lambda weights: {}, with_one_more], ids=range(7))
+    renamed("unet.", "module.unet."), lost, lambda weights: {}, with_one_more,
+    renamed(".to_q.", ".to_q.base_layer."), # as of a network whose LoRA was merged
+    lambda weights: weights | {"unet.mid_block.to_q.base_layer.weight": torch.zeros(2, 2)}], ids=range(9))
 def test_a_lora_of_which_not_everything_fits(lora, model, change):
     file = lora/LORA_FILE
     save_file(change(load_file(file)), file, {"format": "pt"})
     with pytest.raises(ValueError, match=f"{LORA_FILE} in .* does not fit the model"):
         load_finetuned(lora, str(model))
+
+
+def test_a_lora_that_changes_nothing_is_said(lora, model):
+    file = lora/LORA_FILE
+    save_file({name: value*("lora.down" in name or "lora_A" in name) for name, value in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.warns(UserWarning, match="changes no layer: it is the base model"): load_finetuned(lora, str(model))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -153,6 +153,19 @@ def test_a_run_asks_a_service_and_goes_on_with_it(serve, tiny_model, prompt_file
     options = ["--rewards", server.url, "--images_per_prompt", "1"]
     assert evaluate_command([str(run), *options]) == 0
 
+def test_a_run_goes_on_with_a_service_that_moved_within_a_sum_and_got_another_deadline(serve, tiny_model, prompt_file, tmp_path):
+    old, new = serve(scoring), serve(scoring)
+    fields = TINY | dict(model=str(tiny_model), prompts=str(prompt_file), reward=f"0.5*{old.url}#timeout=30 + colourfulness",
+                         eval_rewards=(), output_dir=str(tmp_path/"run"))
+    run = Trainer(Config(**fields)).train()
+    old.shutdown()
+    resume = ["--resume", str(run), "--epochs", "2"]
+    assert train_command([*resume, "--reward", f"0.5*{new.url}#timeout=90 + colourfulness"]) == 0
+    metrics = read_metrics(run)
+    assert metrics.epoch.tolist() == [1, 2] and not metrics.isna().any(axis=None)
+    assert list(metrics.filter(like="reward_mean/")) == [f"reward_mean/{new.url}#timeout=90", "reward_mean/Colourfulness"]
+    assert Config.load(run/"config.yaml").reward == f"0.5*{new.url}#timeout=90 + colourfulness"
+
 def test_a_service_that_is_away_is_met_before_the_run_folder_is_made(serve, prompt_file, tmp_path,
                                                                      capsys):
     url = serve(says({"error": "loading"}, 503)).url

@@ -157,6 +157,46 @@ def test_a_reward_in_a_new_place_goes_on_and_another_one_does_not(tiny, tmp_path
     assert read_metrics(run).epoch.tolist() == [1, 2]
 
 
+def test_a_reward_that_was_mended_for_another_prompt_is_refused(tiny, tmp_path):
+    def brightness(images, prompts): return means(images)
+    run = Trainer(tiny(tmp_path/"run"), reward=brightness).train()
+    first, *others = Trainer.resume(run, reward=brightness, epochs=2).collector.prompts
+    def mended(images, prompts):
+        return [mean + 500*(prompt in others) for mean, prompt in zip(means(images), prompts)]
+    mended.__name__ = "brightness"
+    with pytest.raises(ValueError, match=f"an image of '{others[0]}' got .* then and gets"):
+        Trainer.resume(run, reward=mended, epochs=2).train()
+
+
+ROW_OF = "reward_mean/{}".format
+
+class Moved(type(as_reward("colourfulness"))): "The same under another name."
+
+@pytest.mark.parametrize("then, columns", [
+    ("0.5*moved + 2*jpeg_compressibility", ["Moved", "JPEGCompressibility"]),
+    ("2*jpeg_compressibility + 0.5*colourfulness", ["JPEGCompressibility", "Colourfulness"])])
+def test_a_sum_goes_on_with_a_term_that_moved_or_in_another_order(then, columns, tiny, tmp_path, monkeypatch):
+    run = Trainer(tiny(tmp_path/"run", reward="0.5*colourfulness + 2*jpeg_compressibility")).train()
+    before = read_metrics(run).iloc[0]
+    monkeypatch.setitem(REWARDS, "moved", "test_reward_faults:Moved")
+    assert train_command(["--resume", str(run), "--epochs", "2", "--reward", then]) == 0
+    found = read_metrics(run)
+    assert found.epoch.tolist() == [1, 2] and not found.isna().any(axis=None)
+    assert list(found.filter(like="reward_mean/")) == list(map(ROW_OF, columns))
+    assert found[ROW_OF("JPEGCompressibility")][0] == before[ROW_OF("JPEGCompressibility")]
+    other, = {*columns} - {"JPEGCompressibility"}
+    assert found[ROW_OF(other)][0] == before[ROW_OF("Colourfulness")]
+
+
+def test_a_sum_whose_terms_cannot_be_told_apart_is_refused_before_anything_is_written(tiny, tmp_path, monkeypatch, capsys):
+    run = Trainer(tiny(tmp_path/"run", reward="0.5*colourfulness + 2*jpeg_compressibility")).train()
+    monkeypatch.setitem(REWARDS, "moved", "test_reward_faults:Moved")
+    def files(): return {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file()}
+    before = files()
+    assert train_command(["--resume", str(run), "--epochs", "2", "--reward", "2*jpeg_compressibility + 0.5*moved"]) == 1
+    assert "one with a new name keeps its place" in capsys.readouterr().err and files() == before
+
+
 def test_a_reward_that_draws_random_numbers_goes_on(tmp_path):
     def random(images, prompts): return 100 + np.random.default_rng().normal(size=len(images))
     def off(images, prompts): return random(images, prompts) + 100

@@ -70,7 +70,7 @@ def test_a_schedule_that_ends_in_pure_noise_is_shown_as_it_is_trained(tmp_path):
 
 
 @pytest.mark.parametrize("change, steps", [
-    (ZERO_SNR, 25), (dict(timestep_spacing="trailing"), 7), (dict(timestep_spacing="trailing"), 30),
+    (ZERO_SNR, 25), (ZERO_SNR, 50), (dict(timestep_spacing="trailing"), 7), (dict(timestep_spacing="trailing"), 30),
     (dict(prediction_type="v_prediction"), 6)])
 def test_what_is_shown_is_decoded_from_the_trajectories_of_training(tmp_path, change, steps):
     model, seeds = saved(tmp_path/"model", **change), [3, 2**32 - 1]
@@ -126,6 +126,13 @@ def test_a_batch_of_one_colour_names_the_parts_and_their_dtypes(plain, shade):
     pipe.vae.decoder.conv_out.register_forward_hook(lambda *given: torch.full_like(given[2], shade))
     says = "all 2 images of a batch are of one colour, with the network in bfloat16 and the VAE in"
     with pytest.raises(FloatingPointError, match=says): generate(pipe, PROMPTS, [1, 2], 2, 1.0)
+
+
+def test_a_batch_of_one_colour_need_not_be_grey(plain):
+    pipe = load_pipeline(plain)
+    orange = torch.tensor([1.0, 0.3, -1.0]).view(1, 3, 1, 1)
+    pipe.vae.decoder.conv_out.register_forward_hook(lambda *given: orange.expand_as(given[2]))
+    with pytest.raises(FloatingPointError, match="are of one colour"): generate(pipe, PROMPTS, [1, 2], 2, 1.0)
 
 
 def test_one_image_of_one_colour_among_others_is_an_image(plain):

@@ -42,6 +42,10 @@ REFUSED = { # name -> content, what the error says
     "quote not closed": ('prompt\na duck\n"a fox\na bee\n', "row 3 is torn (unexpected end"),
     "quotes not doubled": ('prompt\n"a "sly" fox"\n', "row 2 is torn"),
     "quoted word first": ('prompt\n"sly" fox\n', "row 2 is torn"),
+    "a column without a name": ("prompt,\na fox, digital art\na duck,\n",
+        "row 2 has 'digital art' in a column without a name: name the column, or put a prompt"),
+    "columns without a name": ("id,prompt,,\n1,a duck,,\n2,a fox, digital art, 8k\n",
+        "row 3 has 'digital art8k' in a column without a name"),
     "two columns of one name": ("prompt,prompt\na,b\n", "several columns 'prompt'"),
     "a very long header": ("a fox " * 1000 + "\na duck\n", "no column 'prompt'"),
     "a field too long": ("prompt\n" + "x"*200_000 + "\n", "row 2 is torn (field larger"),
@@ -64,6 +68,7 @@ READ = { # name -> content, column, prompts
     "comma at every end": ("prompt,\na fox,\na duck,\n", None, ["a fox", "a duck"]),
     "comma after a caption": ("caption,\na fox,\n", None, ["a fox"]),
     "an index": (",prompt\n0,a fox\n", None, ["a fox"]),
+    "two indices and a comma at every end": (",,prompt,\n0,1,a fox,\n", None, ["a fox"]),
     "spaces after commas": ('id, prompt\n1, "a fox, a ""sly"" one"\n', None,
         ['a fox, a "sly" one']),
     "blank rows": ("\nid,prompt\n\n1,a fox\n,,,\n", None, ["a fox"]),
@@ -216,3 +221,18 @@ def test_every_text_file_is_opened_as_utf_8(path):
     ("open(path, encoding='utf-8')", []), ("path.read_text('utf-8-sig')", []),
     ("os.open(path, flags)", []), ("Image.open(path)", [])])
 def test_a_forgotten_encoding_is_found(line, found): assert without_encoding(line) == found
+
+# Where the default encoding is another
+
+def test_prompts_and_settings_are_utf_8_where_the_default_is_not(tmp_path):
+    import os, subprocess, sys
+    written(tmp_path/"own.txt", "狐 🦊\n")
+    code = ("import locale, sys; from prdp_nb.config import Config; from prdp_nb.prompts import load_prompts\n"
+            "assert locale.getpreferredencoding(False).lower().replace('-', '') != 'utf8'\n"
+            "Config(prompts='狐.txt').save('c.yaml'); assert Config.load('c.yaml').prompts == '狐.txt'\n"
+            "assert load_prompts('own.txt') == ['狐 🦊']")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG"))}
+    plain |= dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", PYTHONPATH=os.pathsep.join(sys.path))
+    (tmp_path/"code.py").write_text(code, encoding="utf-8")
+    done = subprocess.run([sys.executable, "code.py"], cwd=tmp_path, env=plain, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -3,7 +3,7 @@ a repository, no YAML that makes objects, no eval."""
 import ast
 from pathlib import Path
 import pytest, yaml
-from prdp_nb.config import UniqueKeys
+from prdp_nb.config import StrictYAML
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted([*(ROOT/"prdp_nb").glob("*.py"), *(ROOT/"tools").glob("*.py")])
@@ -58,7 +58,7 @@ def faults(node: ast.AST):
 
 def is_safe_load(node: ast.AST) -> bool: # torch.load(..., weights_only=True), or a safe YAML loader
     if not isinstance(node, ast.Call): return False
-    if ast.unparse(node.func) == "yaml.load": return ast.unparse(node).endswith(", UniqueKeys)")
+    if ast.unparse(node.func) == "yaml.load": return ast.unparse(node).endswith(", StrictYAML)")
     return ast.unparse(node.func) == "torch.load" and keyword(node, "weights_only") is True
 
 def found(source: str) -> list[str]:
@@ -76,7 +76,7 @@ def test_no_file_runs_what_it_reads(path):
 def test_there_is_something_to_look_at():
     calls = [path.name for path in FILES if "torch.load(" in path.read_text(encoding="utf-8")]
     assert {"clip_rewards.py", "training.py"} <= {*calls}
-    assert issubclass(UniqueKeys, yaml.SafeLoader)
+    assert issubclass(StrictYAML, yaml.SafeLoader)
 
 FAULTY = [
     "import pickle", "import os, pickle as p", "from pickle import loads",

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['collect_and_update', 'training_prompts', 'Trainer', 'warn_of_equal_rewards',
            'describe_epoch', 'check_noise', 'check_unchanged', 'note_first', 'check_run',
-           'find_start', 'open_folder', 'begin', 'restore', 'record', 'run_epoch', 'run_epochs',
-           'base_means', 'draw_run', 'finish', 'train_from', 'expected_seconds', 'save_rest',
-           'end_early', 'say', 'rescue', 'resumed_task']
+           'find_start', 'metrics_until', 'open_folder', 'begin', 'restore', 'record', 'run_epoch',
+           'run_epochs', 'base_means', 'draw_run', 'finish', 'train_from', 'expected_seconds',
+           'save_rest', 'end_early', 'say', 'rescue', 'resumed_task']
 
 # %% ../nbs/24_training.ipynb #b5c1f361
 import math, shlex, time, warnings
@@ -74,7 +74,7 @@ class Trainer:
         c = self.config = replace(config, reward=written(reward))
         self.ranks, self.resuming, self.folder = join_ranks(), resume, Path(c.output_dir)
         self.progress, self.noise_floor = Progress(), None # of log-probs, once it is measured
-        self.first = self.before = self.metrics = None # first scores, the base's, old metrics.csv
+        self.first = self.before = None # scores of the first images, of the base; once measured
         if self.ranks.main and not resume: new_folder(self.folder)
         self.ranks.check(c)
         prompts = training_prompts(c)
@@ -145,8 +145,7 @@ def check_noise(
     c, policy = trainer.config, trainer.learner.policy
     if c.updates_per_epoch == 1 or not c.clips: return
     with trainer.ranks.together():
-        known = trainer.noise_floor is not None and not left_out
-        if known or not rollout.prompts: return
+        if trainer.noise_floor is not None and not left_out or not rollout.prompts: return
         if left_out: rollout.log_probs = score(policy, rollout, c.batch_size)
         trainer.noise_floor = noise_floor(policy, rollout, c.batch_size)
         check_noise_floor(trainer.noise_floor, c.clip_range)
@@ -197,12 +196,14 @@ def find_start(trainer: Trainer) -> Path | None: # the checkpoint to go on from,
     return checkpoint
 
 # %% ../nbs/24_training.ipynb #24a0c00e
+def metrics_until(trainer: Trainer, checkpoint: Path) -> bytes: # of `metrics.csv`
+    terms = no_scores(trainer.table.reward, trainer.config).terms # named as they are now
+    return with_terms((checkpoint/"metrics.csv").read_bytes(), [*terms])
+
 def open_folder(trainer: Trainer) -> Path | None: # the checkpoint to go on from
     "Make or find the run folder, and say so in a line. Raises as `find_start`, `with_terms`."
     c, folder, checkpoint = trainer.config, trainer.folder, find_start(trainer)
-    if checkpoint:
-        terms = [*no_scores(trainer.table.reward, c).terms]
-        trainer.metrics = with_terms((checkpoint/"metrics.csv").read_bytes(), terms)
+    if checkpoint: metrics_until(trainer, checkpoint) # raises now what it would raise later
     if not trainer.resuming: new_folder(folder)
     for name in ("samples", "checkpoints"): (folder/name).mkdir(exist_ok=True)
     for name in ("checkpoints/config.yaml", "config.yaml"):
@@ -244,7 +245,7 @@ def restore(
     if ranks.rank < len(state["random"]):
         set_random_states(state["random"][ranks.rank], ranks.count == 1)
     if ranks.main:
-        atomic_write_file(folder/"metrics.csv", trainer.metrics)
+        atomic_write_file(folder/"metrics.csv", metrics_until(trainer, checkpoint))
 
 # %% ../nbs/24_training.ipynb #24a0c009
 def record(
@@ -343,10 +344,9 @@ def expected_seconds(
 ) -> float: # of an epoch's calls of the network: without rewards, images and files
     "How long an epoch will take, from the time of one call of the network on a batch."
     scale, _ = family_of(pipe).guidance(pipe, config.guidance_scale) # of two calls
-    guided = 1 if scale == 1 else 2
     forward, backward = unet_evaluations(replace(config, guidance_scale=scale))
     passes = forward + (4 if config.gradient_checkpointing else 3)*backward
-    return seconds_a_sample(pipe, config.batch_size*guided)*passes
+    return seconds_a_sample(pipe, config.batch_size*(1 if scale == 1 else 2))*passes
 
 # %% ../nbs/24_training.ipynb #24f9a1ea
 def save_rest(trainer: Trainer, kind: str): # name of the error that ended the run
@@ -391,7 +391,7 @@ def resumed_task(
     """What a run goes on with. Raises `ValueError` as `resumed_config`, for another folder, and for
     a reward that was an object and is not given again."""
     if "output_dir" in named:
-        raise ValueError("a run that goes on stays in its folder: leave out output_dir")
+        raise ValueError("a run stays where it is: leave out output_dir, or copy the folder first")
     if reward is not None: named = named | dict(reward=written(reward))
     config = resumed_config(run, config, **named)
     if reward is None and config.reward.startswith(OBJECT):

@@ -113,7 +113,7 @@ def pretrain(
     steps: int = 6000, # of Adam, on batches of 512
     seed: int = 0, # of the batches
 ) -> list[float]: # the loss of each step
-    "Learn to predict the noise. The step size falls to 0 as a cosine."
+    "Learn to predict the noise. The learning rate falls to 0 as a cosine."
     generator, losses = torch.Generator().manual_seed(seed), []
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

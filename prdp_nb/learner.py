@@ -259,7 +259,7 @@ def warn_of_skips(
 
 # %% ../nbs/19_learner.ipynb #71d29292
 def check_noise_floor(
-    floor: float, # mean |difference| of a log-prob between sampling and re-scoring, at θ = θ_old
+    floor: float, # mean |difference| of a log-prob between sampling and re-scoring, at π_θ = π_old
     clip_range: float, # ε
 ):
     "Warn where the noise of log-probs exceeds ε/10. Raises `ValueError` where it exceeds ε."

@@ -154,7 +154,7 @@ def gaussian_log_prob(
 def trajectory_kl_weight(
     kl_weight: float, # β of the paper's listing, where log-probs are averaged
     latent_dims: int, # D, numbers in a latent
-    num_inference_steps: int, # T, the steps with a density
+    num_inference_steps: int, # S, the steps with a density
 ) -> float: # reward per nat
     "The weight of the true trajectory KL (eq. 6), where nothing is averaged: β/(D·T)."
     return kl_weight/(latent_dims*num_inference_steps)

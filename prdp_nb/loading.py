@@ -153,7 +153,7 @@ def check_tokenizer(pipe, part: str): # a pipeline; "tokenizer", "tokenizer_2" o
     tokenizer.model_max_length = min(limit, tokenizer.model_max_length)
 
 # %% ../nbs/09_loading.ipynb #43e49b40
-READS = ("encoder_hid_dim", "cross_attention_dim", "joint_attention_dim", "caption_channels")
+READS = ("encoder_hid_dim", "caption_channels", "joint_attention_dim", "cross_attention_dim")
 
 def check_width(network: nn.Module, words: torch.Tensor): # of a pipeline; (N, tokens, width)
     "Raises `ValueError` where the network reads words of another width."

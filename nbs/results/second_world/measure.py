@@ -38,6 +38,14 @@ print(runs.groupby(["method", "scorer"])[["base", "tuned"]].mean().round(3))
 changes = runs.pivot_table(index=["method", "seed", "prompt"], columns="scorer", values="gain")
 fooled = (changes.emoji_score > 0) & (changes.emoji_truth < 0)
 print("score up, truth down:", fooled.groupby("method").mean().round(3).to_dict())
+small = read_table(here/"small_scale.csv")
+print(small.groupby(["method", "scorer"])[["base", "tuned"]].mean().round(3).to_string())
+small = small[small.scorer == "emoji_truth"]
+for other in ("ddpo", "ddpo_batch", "grpo", "dpok", "dpo"):
+    less = compare_methods(small, "prdp", other).iloc[0][["difference", "low", "high"]]
+    print("45 prompts, PRDP's gain of truth less that of", other, less.astype(float).round(3).tolist())
+kl = pd.read_csv(here/"small_scale_metrics.csv").groupby(["method", "seed"]).kl
+print(kl.apply(lambda kl: kl.tail(5).mean()).groupby("method").mean().round(0).to_dict())
 gains = runs.groupby(["method", "seed", "scorer"]).gain.mean().unstack()
 metrics = pd.read_csv(here/"large_scale_metrics.csv")
 print(gains.join(metrics.groupby(["method", "seed"]).kl.last()).round(3), flush=True)

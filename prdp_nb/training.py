@@ -72,15 +72,15 @@ class Trainer:
     ):
         reward = config.reward if reward is None else reward
         c = self.config = replace(config, reward=written(reward))
+        own = as_reward(reward) # or an error, before the folder is looked at
         self.ranks, self.resuming, self.folder = join_ranks(), resume, Path(c.output_dir)
-        self.progress, self.noise_floor = Progress(), None # of log-probs, once it is measured
-        self.first = self.before = None # scores of the first images, of the base; once measured
+        self.progress, self.noise_floor, self.first, self.before = Progress(), None, None, None
         if self.ranks.main and not resume: new_folder(self.folder)
         self.ranks.check(c)
         prompts = training_prompts(c)
         self.accelerator = make_accelerator(c)
         device = usable_device(c.device or self.accelerator.device)
-        self.table = BeforeAfter(c, as_reward(reward), prompts, self.ranks, device)
+        self.table = BeforeAfter(c, own, prompts, self.ranks, device)
         self.learner = Learner(c, self.ranks, device)
         self.collector = Collector(c, self.learner, self.table.reward, prompts)
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['BASE_FILE', 'FIRST_FILE', 'TERM', 'optimizer_class', 'make_optimizer', 'follow_weights',
            'update_options', 'configured_policy', 'usable_device', 'weight_samples', 'check_base',
-           'first_scores', 'check_scores', 'check_scores_of', 'with_terms', 'Learner',
-           'warn_of_spike', 'warn_of_skips', 'check_noise_floor', 'trained_weights', 'load_trained',
-           'objective_memory', 'learner_state', 'load_moments', 'load_average', 'load_learner',
-           'use_average', 'bytes_sum', 'check_replicas']
+           'first_scores', 'check_scores', 'judges_alone', 'check_scores_of', 'with_terms',
+           'Learner', 'warn_of_spike', 'warn_of_skips', 'check_noise_floor', 'trained_weights',
+           'load_trained', 'objective_memory', 'learner_state', 'load_moments', 'load_average',
+           'load_learner', 'use_average', 'bytes_sum', 'check_replicas']
 
 # %% ../nbs/19_learner.ipynb #b8d45647
 import csv, io, math, warnings
@@ -150,6 +150,12 @@ def check_scores(scorer, name: str, then: Evaluation, run: Path): # a reward; a 
             "bring back the old one, or start a new run. (To go on all the same, delete "
             f"{run/FIRST_FILE}: the base will be measured anew.)")
 
+def judges_alone(scorer, first: Evaluation) -> bool: # of a reward: the same as among others?
+    together = compute_rewards(scorer, first.images, first.prompts)
+    alone = torch.cat([compute_rewards(scorer, [image], [prompt])
+                       for image, prompt in zip(first.images, first.prompts)])
+    return torch.allclose(alone, together, rtol=1e-3, atol=1e-3*together.abs().max().item())
+
 def check_scores_of(
     scorers: dict, # name -> reward; one that was not asked then may say anything
     run: Path, # a run folder
@@ -159,13 +165,13 @@ def check_scores_of(
     first, base = (load_evaluation(run/name) for name in (FIRST_FILE, "before.safetensors"))
     if first is None:
         raise ValueError(f"{run/FIRST_FILE} is damaged: delete it, and the base is measured anew")
-    records = [first]
-    if base:
-        kept = len(base.images)
-        shown = {name: scores[:kept, 0] for name, scores in base.scores.items()}
-        records.append(Evaluation(base.prompts[:kept], shown, base.images))
-    for record in records:
-        for name in scorers.keys() & record.scores: check_scores(scorers[name], name, record, run)
+    for name in scorers.keys() & first.scores: check_scores(scorers[name], name, first, run)
+    if base is None: return # not measured yet
+    kept = len(base.images)
+    shown = {name: scores[:kept, 0] for name, scores in base.scores.items()}
+    base = Evaluation(base.prompts[:kept], shown, base.images)
+    for name in scorers.keys() & base.scores: # its images were scored among others of their prompts
+        if judges_alone(scorers[name], first): check_scores(scorers[name], name, base, run)
 
 # %% ../nbs/19_learner.ipynb #03a87532
 TERM = "reward_mean/" # begins the columns of metrics.csv that belong to a sum's terms

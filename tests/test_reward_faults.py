@@ -168,6 +168,15 @@ def test_a_reward_that_was_mended_for_another_prompt_is_refused(tiny, tmp_path):
         Trainer.resume(run, reward=mended, epochs=2).train()
 
 
+def test_a_reward_that_compares_the_images_of_a_call_goes_on(tiny, tmp_path):
+    def above_the_others(images, prompts):
+        found = np.array(means(images))
+        return (found - found.mean()).tolist()
+    run = Trainer(tiny(tmp_path/"run", eval_images_per_prompt=2), reward=above_the_others).train()
+    Trainer.resume(run, reward=above_the_others, epochs=2).train()
+    assert read_metrics(run).epoch.tolist() == [1, 2]
+
+
 ROW_OF = "reward_mean/{}".format
 
 class Moved(type(as_reward("colourfulness"))): "The same under another name."

@@ -42,7 +42,9 @@ bench: venv ## measure what training costs and write benchmarks/README.md: over 
 	$(BIN)/python benchmarks/table.py
 
 export: venv ## write the modules anew from the notebooks, and clean these
-	$(BIN)/python tools/export.py
+	find prdp_nb -name '*.py' -delete
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
 
 readme: venv ## write README.md from nbs/index.ipynb, and its picture from the results of 30
 	$(BIN)/python tools/stability_picture.py

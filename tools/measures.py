@@ -31,8 +31,9 @@ def measure_notebook(notebook: Path) -> dict: # the numbers of one notebook
                 words=sum(len(cell.split()) for cell in prose), longest=longest_sentence(prose), sentence=len(longest_sentence(prose).split()))
 
 def measure_module(module: Path) -> dict: # the numbers of one module
-    lines = module.read_text(encoding="utf-8").splitlines()
-    return dict(name=module.stem, lines=len(lines), columns=max(map(len, lines), default=0))
+    text = module.read_text(encoding="utf-8")
+    ours = re.sub(r"^__all__ = \[.*?\]$", "", text, flags=re.S | re.M).splitlines() # nbdev writes that list itself, in 120 columns
+    return dict(name=module.stem, lines=len(text.splitlines()), columns=max(map(len, ours), default=0))
 
 def too_much(found: dict) -> list[str]: # which limits it is over
     limits = dict(sentence=SENTENCE, cells=CELLS, columns=COLUMNS, exported=EXPORTED_LINES, median=EXPORTED_MEDIAN, lines=MODULE_LINES)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASE_FILE', 'FIRST_FILE', 'TERM', 'optimizer_class', 'make_optimizer', 'follow_weights', 'update_options',
            'configured_policy', 'usable_device', 'weight_samples', 'check_base', 'first_scores', 'check_scores',
-           'judges_alone', 'check_scores_of', 'with_terms', 'Learner', 'warn_of_spike', 'warn_of_skips',
+           'judges_alone', 'check_scores_of', 'Learner', 'with_terms', 'warn_of_spike', 'warn_of_skips',
            'check_noise_floor', 'trained_weights', 'load_trained', 'objective_memory', 'learner_state', 'load_moments',
            'load_average', 'load_learner', 'use_average', 'bytes_sum', 'check_replicas']
 
@@ -172,30 +172,6 @@ def check_scores_of(
     for name in scorers.keys() & base.scores: # its images were scored among others of their prompts
         if judges_alone(scorers[name], first): check_scores(scorers[name], name, base, run)
 
-# %% ../nbs/19_learner.ipynb #03a87532
-TERM = "reward_mean/" # begins the columns of metrics.csv that belong to a sum's terms
-
-def with_terms(
-    content: bytes, # of metrics.csv, as the run wrote it
-    terms: list[str], # of the sum that it goes on with, by name; none for a single reward
-) -> bytes: # with columns in the order of those terms
-    """What a run's sum was called goes on under the names of now. Raises `ValueError` for another
-    number of terms, and where a term has a new name and a new place at once."""
-    header, *rows = csv.reader(io.StringIO(content.decode(), newline=""))
-    places = [i for i, name in enumerate(header) if name.startswith(TERM)]
-    then = [header[i].removeprefix(TERM) for i in places]
-    new = {now: old for now, old in zip(terms, then) if now not in then and old not in terms}
-    if {new.get(name, name) for name in terms} != {*then} or len(terms) != len(then):
-        raise ValueError(f"the run's reward is a sum of {', '.join(then) or 'nothing'}, and goes on"
-                         f" as one of {', '.join(terms) or 'nothing'}: give the same terms; one "
-                         "with a new name keeps its place")
-    sources, names = [*range(len(header))], [*header]
-    for place, name in zip(places, terms):
-        sources[place], names[place] = places[then.index(new.get(name, name))], TERM + name
-    written = io.StringIO()
-    csv.writer(written).writerows([names, *([row[i] for i in sources] for row in rows)])
-    return written.getvalue().encode()
-
 # %% ../nbs/19_learner.ipynb #3db7e0b0
 class Learner:
     """What a run trains, with all that its updates depend on. Raises `ValueError`, `OSError` or
@@ -236,6 +212,30 @@ class Learner:
             return update(self.policy, self.optimizer, self.objective, rollout,
                           rewards.to(network_of(self.pipe).device), processes=self.ranks,
                           scaler=self.scaler, **update_options(self.config, epoch))
+
+# %% ../nbs/19_learner.ipynb #03a87532
+TERM = "reward_mean/" # begins the columns of metrics.csv that belong to a sum's terms
+
+def with_terms(
+    content: bytes, # of metrics.csv, as the run wrote it
+    terms: list[str], # of the sum that it goes on with, by name; none for a single reward
+) -> bytes: # with columns in the order of those terms
+    """What a run's sum was called goes on under the names of now. Raises `ValueError` for another
+    number of terms, and where a term has a new name and a new place at once."""
+    header, *rows = csv.reader(io.StringIO(content.decode(), newline=""))
+    places = [i for i, name in enumerate(header) if name.startswith(TERM)]
+    then = [header[i].removeprefix(TERM) for i in places]
+    new = {now: old for now, old in zip(terms, then) if now not in then and old not in terms}
+    if {new.get(name, name) for name in terms} != {*then} or len(terms) != len(then):
+        raise ValueError(f"the run's reward is a sum of {', '.join(then) or 'nothing'}, and goes on"
+                         f" as one of {', '.join(terms) or 'nothing'}: give the same terms; one "
+                         "with a new name keeps its place")
+    sources, names = [*range(len(header))], [*header]
+    for place, name in zip(places, terms):
+        sources[place], names[place] = places[then.index(new.get(name, name))], TERM + name
+    written = io.StringIO()
+    csv.writer(written).writerows([names, *([row[i] for i in sources] for row in rows)])
+    return written.getvalue().encode()
 
 # %% ../nbs/19_learner.ipynb #76949a38
 def warn_of_spike(

@@ -73,7 +73,8 @@ class Trainer:
         c = self.config = replace(config, reward=written(reward))
         own = as_reward(reward) # or an error, before the folder is looked at
         self.ranks, self.resuming, self.folder = join_ranks(), resume, Path(c.output_dir)
-        self.progress, self.noise_floor, self.first, self.before = Progress(), None, None, None
+        self.progress, self.noise_floor = Progress(), None # of log-probs, once it is measured
+        self.first = self.before = None # scores of the first images, of the base; once measured
         if self.ranks.main and not resume: new_folder(self.folder)
         self.ranks.check(c)
         prompts = training_prompts(c)

@@ -275,8 +275,9 @@ LARGE = PAPER | dict(epochs=1000, updates_per_epoch=1, prompts_per_epoch=64, ima
                      clip_range=1e-4)
 
 # %% ../nbs/20_config.ipynb #0c685a32
-EMOJI = dict(guidance_scale=3.0, kl_weight=30.0, learning_rate=6e-3)
-EMOJI_LARGE = EMOJI | dict(prompts="emoji_train", kl_weight=3.0, eval_images_per_prompt=1)
+EMOJI = dict(num_inference_steps=5, guidance_scale=1.0, kl_weight=1.0, learning_rate=3e-3)
+EMOJI_LARGE = EMOJI | dict(prompts="emoji_train", learning_rate=2e-3, cell_fraction=0.5,
+                           eval_images_per_prompt=1)
 T4 = PAPER | dict(adapter="lora", dtype="float16", gradient_checkpointing=True, chunk_size=2,
                   batch_size=4, cell_fraction=0.5, num_inference_steps=20, clip_range=1e-4,
                   learning_rate=3e-4, epochs=40, prompts_per_epoch=4, images_per_prompt=4,
@@ -286,8 +287,8 @@ BIG = T4 | dict(dtype="bfloat16", prompts="animals", epochs=100, prompts_per_epo
 
 # %% ../nbs/20_config.ipynb #ca3e572d
 PRESETS = dict( # name -> fields that differ from the defaults
-    emoji_small=EMOJI | dict(epochs=20),
-    emoji_large=EMOJI_LARGE | dict(epochs=40, learning_rate=2e-3, save_every=20),
+    emoji_small=EMOJI | dict(prompts="emoji_demo", epochs=80),
+    emoji_large=EMOJI_LARGE | dict(epochs=160, save_every=20),
     emoji_large_gpu=EMOJI_LARGE | dict(
         epochs=1000, prompts_per_epoch=64, learning_rate=1e-3, cell_fraction=0.5, batch_size=512,
         chunk_size=512, save_every=50),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROUNDS', 'STAGE_COLUMNS', 'train_flow', 'STAGES', 'clean_config', 'halved', 'save_half', 'pack_pipeline', 'pack_flow',
-           'load_flow', 'pack_weights', 'learnt_images', 'label', 'read_labelled', 'read_scorer', 'learn_labels',
-           'processor', 'stage', 'build_world']
+           'pack_weights', 'learnt_images', 'label', 'read_labelled', 'read_scorer', 'learn_labels', 'processor',
+           'stage', 'build_world']
 
 # %% ../nbs/93_emoji_world.ipynb #ba93a4a2
 import csv, json, platform, shutil, time
@@ -74,24 +74,6 @@ def pack_flow(
     missing = dict.fromkeys("vae tokenizer tokenizer_2 text_encoder_3 tokenizer_3".split())
     scheduler = FlowMatchEulerDiscreteScheduler()
     save_half(StableDiffusion3Pipeline(**parts, **missing, scheduler=scheduler), target)
-
-# %% ../nbs/93_emoji_world.ipynb #5661d873
-def load_flow(
-    assets: Path, # holds `flow` and `pipeline`
-    dtype: torch.dtype = torch.float32, # of the weights in memory
-): # a stock `StableDiffusion3Pipeline`
-    "The flow, with the decoder and the tokenizer of the pipeline beside it."
-    from diffusers import AutoencoderKL, StableDiffusion3Pipeline
-    from transformers import CLIPTokenizer
-    words = CLIPTokenizer.from_pretrained(assets/"pipeline/tokenizer")
-    vae = AutoencoderKL.from_pretrained(assets/"pipeline/vae", dtype=dtype)
-    borrowed = dict(vae=vae, tokenizer=words, tokenizer_2=words)
-    pipe = StableDiffusion3Pipeline.from_pretrained(
-        assets/"flow", **borrowed, text_encoder_3=None, tokenizer_3=None, dtype=dtype,
-        local_files_only=True)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.max_sequence_length = 0 # for this package's sampler
-    return pipe
 
 # %% ../nbs/93_emoji_world.ipynb #c355e9dc
 def pack_weights(

@@ -280,6 +280,8 @@ def keep_results(
     folder: str | Path, # results/NAME for the models; tables: results/NAME.csv, NAME_metrics.csv
     prompts: list[str] = (), # sets to evaluate on; none: the runs' own before-and-after tables
     images_per_prompt: int | None = None, # on those sets; None: each run's own number
+    rewards: tuple[str, ...] = (), # scorers to keep; none: each run's own
+    models: list[int] | None = None, # seeds of the final models to keep; None: of all
 ):
     "Keep of finished runs what a page shows: evaluations, metrics, settings and final models."
     folder = Path(folder)
@@ -291,15 +293,19 @@ def keep_results(
         raise ValueError(f"some of {', '.join(map(str, method_of))} have the same folder name, and "
                          "their rows could not be told apart: rename them")
     if prompts:
-        table = evaluate_runs([*method_of], prompts, images_per_prompt=images_per_prompt)
+        table = evaluate_runs([*method_of], prompts, rewards, images_per_prompt=images_per_prompt)
         table = table.assign(method=table.experiment.map(names))
     else: table = pd.concat([read_table(run/"evaluation.csv").assign(method=method)
                              for run, method in method_of.items()])
+    if rewards: table = table[table.scorer.isin(rewards)]
     table = table.assign(experiment=folder.name)
     add_rows(folder.with_name(f"{folder.name}.csv"), table[COLUMNS], COLUMNS[:-2])
     metrics = folder.with_name(f"{folder.name}_metrics.csv")
     add_rows(metrics, gather_metrics(runs), ["method", "seed", "epoch"])
     for run, method in method_of.items():
-        kept = folder/f"{method}_{run_config(run).seed}"
-        shutil.copytree(run/"final", kept/"final", dirs_exist_ok=True)
+        seed = run_config(run).seed
+        kept = folder/f"{method}_{seed}"
+        kept.mkdir(exist_ok=True)
         shutil.copy(run/"config.yaml", kept)
+        if models is None or seed in models:
+            shutil.copytree(run/"final", kept/"final", dirs_exist_ok=True)

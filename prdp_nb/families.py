@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['LEAST_STD', 'FLOW_ETA', 'WORDS', 'tiny_clip', 'tiny_t5', 'tiny_vae', 'tiny_xl', 'tiny_sd3', 'tiny_flux', 'tiny_gemma',
-           'tiny_sana', 'tiny_pipeline', 'StableDiffusionXL', 'noise_levels', 'StableDiffusion3', 'Flux', 'Sana']
+           'tiny_sana', 'tiny_pipeline', 'StableDiffusionXL', 'noise_levels', 'StableDiffusion3', 'Flux', 'Sana',
+           'load_flow']
 
 # %% ../nbs/52_sdxl_sd3_flux.ipynb #75d8054a
 import copy, inspect, math
+from pathlib import Path
 import numpy as np, torch
 from torch import Tensor, nn
 from .emoji import ASSETS
@@ -302,3 +304,22 @@ class Sana(StableDiffusion3):
         return super().call(pipe, prompts, use_resolution_binning=False, **given)
 
     def unscaled(self, c, latents: Tensor) -> Tensor: return latents/c.scaling_factor
+
+# %% ../nbs/52_sdxl_sd3_flux.ipynb #bb7c4138
+def load_flow(
+    dtype: torch.dtype | None = None, # of the weights in memory; None is float32
+    assets: Path = ASSETS, # holds `flow` and `pipeline`
+): # a stock `StableDiffusion3Pipeline`
+    "The flow of the emoji world, with the decoder and the tokenizer of the pipeline beside it."
+    from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+    from transformers import CLIPTokenizer
+    dtype = dtype or torch.float32
+    words = CLIPTokenizer.from_pretrained(assets/"pipeline/tokenizer")
+    vae = AutoencoderKL.from_pretrained(assets/"pipeline/vae", dtype=dtype)
+    borrowed = dict(vae=vae, tokenizer=words, tokenizer_2=words)
+    pipe = StableDiffusion3Pipeline.from_pretrained(
+        assets/"flow", **borrowed, text_encoder_3=None, tokenizer_3=None, dtype=dtype,
+        local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.max_sequence_length = 0 # of T5, which it does not have
+    return pipe

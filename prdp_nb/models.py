@@ -113,7 +113,7 @@ def latent_shape(pipe) -> tuple[int, ...]: # (C, H, W) of a pipeline's latents
 def image_size(pipe) -> int: return image_sides(pipe)[-1] # pixels a side
 
 # %% ../nbs/13_models.ipynb #20fef1ea
-MODELS = {"emoji": "prdp_nb.emoji:load_pipeline"} # name -> "module:function" of a dtype
+MODELS = dict(emoji="prdp_nb.emoji:load_pipeline", emoji_flow="prdp_nb.families:load_flow")
 
 def load_pipeline(
     name_or_path: str = "emoji", # an entry of `MODELS`, a folder, or `owner/name` on the hub

@@ -45,8 +45,8 @@ HUB_SETS = dict( # name -> address of a file on the hub or of several, column wi
     pickapic_test=(PICKAPIC + "test_unique-*.parquet", "caption"))
 
 # %% ../nbs/11_prompts.ipynb #a381cc1f
-EMOJI_SETS = """emoji_train emoji_seen emoji_unseen_pairs emoji_painting_small emoji_painting_large
-emoji_pixel_art_small emoji_pixel_art_large""".split()
+EMOJI_SETS = """emoji_demo emoji_train emoji_seen emoji_unseen_pairs emoji_painting_small
+emoji_painting_large emoji_pixel_art_small emoji_pixel_art_large""".split()
 PROMPT_SETS = dict( # name -> an entry of `HUB_SETS`, or the "module:function" that returns the
     animals="prdp_nb.prompts:animals", # prompts, or a dict with the prompts of several names
     animal_names="prdp_nb.prompts:animal_names",
@@ -105,7 +105,7 @@ HPDV2_UNSEEN = ("pickapic_test", "hpdv2_animation", "hpdv2_concept_art", "hpdv2_
 EVALUATION_SETS = dict( # training set -> names of the sets it is tested on
     hpdv2_train=dict(seen=("hpdv2_seen",), unseen=HPDV2_UNSEEN),
     pickapic_train=dict(seen=(), unseen=HPDV2_UNSEEN),
-    emoji_train=dict(seen=("emoji_seen",), unseen=tuple(EMOJI_SETS[2:])))
+    emoji_train=dict(seen=("emoji_seen",), unseen=tuple(EMOJI_SETS[3:])))
 
 # %% ../nbs/11_prompts.ipynb #5af9d1e0
 def choose_column(

@@ -25,7 +25,7 @@ from .comparison import Evaluation, dump_evaluation, evaluate, load_evaluation, 
 from .config import Config
 from .emoji import parse_prompt
 from .learner import FIRST_FILE, Learner
-from .models import decode_latents, encode_prompts
+from .models import MODELS, decode_latents, encode_prompts
 from .prompts import load_prompts
 from .rewards import (
     OBJECT, Reward, RewardError, WeightedSum, as_reward, check_scores, compute_rewards)
@@ -346,7 +346,7 @@ def before_origin(table, folder: Path) -> dict: # a `BeforeAfter`, see below; of
     return found | dict(first=checksum(first) if first.exists() else None)
 
 # %% ../nbs/22_scoring.ipynb #1c6199b1
-EMOJI_SCORERS = ("emoji_score", "emoji_aesthetic", "emoji_judge") # for sentences of that world
+EMOJI_SCORERS = ("emoji_score", "emoji_aesthetic", "emoji_judge", "emoji_truth") # of sentences
 
 def scorer_names(
     config: Config, # eval_rewards, model
@@ -354,7 +354,7 @@ def scorer_names(
 ) -> tuple[str, ...]: # beside the reward itself
     "The scorers of a table: those asked for, else the emoji world's where all belongs to it."
     if config.eval_rewards is not None: return config.eval_rewards
-    if config.model != "emoji": return ()
+    if config.model not in MODELS: return ()
     try:
         for prompt in prompts: parse_prompt(prompt)
     except ValueError: return ()

@@ -44,7 +44,7 @@ def test_default_scorers_belong_to_one_world(fields, prompts, expected):
     assert scorer_names(Config(**fields), prompts) == expected
 
 def test_every_preset_and_set_has_the_scorers_it_had():
-    before = ("emoji_score", "emoji_aesthetic", "emoji_judge")
+    before = ("emoji_score", "emoji_aesthetic", "emoji_judge", "emoji_truth")
     for name in Config.presets():
         config, emoji = Config.preset(name), name.startswith("emoji")
         prompts = load_prompts(config.prompts)[:1000] if emoji else OWN

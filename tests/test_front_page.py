@@ -85,24 +85,52 @@ def test_own_reward_of_the_front_page_trains(tmp_path, monkeypatch):
     exec(code, names)
     assert names["run"].resolve() == tmp_path/"runs"/"redness" and (names["run"]/"final").is_dir()
 
+def truths(name: str): # of the models of a chapter, on prompts that its runs were not trained on where there are such
+    from prdp_nb.comparison import read_table
+    return read_table(ROOT/f"nbs/results/{name}.csv").query("scorer == 'emoji_truth' and prompt_set != 'emoji_seen'")
+
+def table_means(table): # (before, after by method): means over seeds and prompts of a set, then over sets
+    means = table.groupby(["method", "prompt_set"])[["base", "tuned"]].mean().groupby("method").mean()
+    return means.base["prdp"], means.tuned
+
+def in_brackets(text: str, words: str) -> tuple[str, ...]: # "WORDS number (low to high" -> the three numbers
+    return re.search(rf"{words} ([\d.-]+) \((?:95 % interval )?([\d.-]+) to ([\d.-]+)\)", text).groups()
+
 def test_results_beside_the_paper_are_those_of_the_runs():
+    text = " ".join(front().split())
+    for prompts, name, methods in (("45 prompts, here", "small_scale", "ddpo grpo prdp"), ("unseen prompts, here", "large_scale", "ddpo grpo prdp"),
+                                   ("the same, with more of the prompt's own", "large_scale", "ddpo_share")):
+        before, after = table_means(truths(name))
+        row = re.search(rf"\| {prompts} \| EmojiTruth \| ([\d.]+) \|([^|]*)\|([^|]*)\|([^|]*)\|", text).groups()
+        found = [number for number in map(str.strip, row) if number]
+        assert found == [f"{number:.3f}" for number in (before, *after[methods.split()])]
+        assert after[methods.split()].min() > before, "all methods learn"
+
+def test_what_the_front_page_says_of_the_contest_is_what_the_runs_say():
     import pandas as pd
-    from prdp_nb.comparison import compare_methods
-    text, tables = " ".join(front().split()), {}
-    for prompts, name in {"45 prompts": "small_scale", "unseen prompts": "large_scale"}.items():
-        table = tables[name] = pd.read_csv(ROOT/f"nbs/results/{name}.csv").query("scorer == 'emoji_score' and prompt_set != 'emoji_seen'")
-        means = table.groupby(["method", "prompt_set"])[["base", "tuned"]].mean().groupby("method").mean()
-        expected = [means.base["prdp"], *means.tuned[["ddpo", "grpo", "prdp"]]]
-        row = re.search(rf"\| {prompts}, here \| EmojiScore \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", text)
-        assert row.groups() == tuple(f"{mean:.3f}" for mean in expected)
-        assert min(expected[1:]) > expected[0], "all methods learn"
-    ratio = compare_methods(tables["small_scale"], "prdp", "ddpo").iloc[0][["ratio", "ratio_low", "ratio_high"]]
-    assert re.search(r"gain is ([\d.]+) of DDPO's \(95 % interval ([\d.]+) to ([\d.]+)\)", text).groups() == tuple(f"{number:.2f}" for number in ratio)
-    kl = pd.read_csv(ROOT/"nbs/results/small_scale_metrics.csv").groupby(["method", "seed"]).kl.apply(lambda kl: kl.tail(5).mean()).groupby("method").mean()
-    assert re.search(r"at (\d+) nats of KL where the others are at (\d+) and (\d+);", text).groups() == tuple(f"{kl[method]:.0f}" for method in ("prdp", "ddpo", "grpo"))
-    overall = pd.read_csv(ROOT/"nbs/results/large_scale.csv").query("scorer == 'emoji_score'").drop_duplicates(["method", "seed", "prompt"]).assign(prompt_set="all")
-    overall = compare_methods(overall, "prdp", "ddpo").iloc[0][["difference", "low", "high"]]
-    assert re.search(r"more than DDPO by ([\d.-]+) \(([\d.-]+) to ([\d.-]+)\)", text).groups() == tuple(f"{number:.3f}" for number in overall)
+    from prdp_nb.comparison import compare_methods, read_table
+    text = " ".join(front().split())
+    def less(name, other): # PRDP's gain of truth less the other's, over all prompts once
+        table = read_table(ROOT/f"nbs/results/{name}.csv").query("scorer == 'emoji_truth'")
+        table = table.drop_duplicates(["method", "seed", "prompt"]).assign(prompt_set="all")
+        return tuple(f"{number:.3f}" for number in compare_methods(table, "prdp", other).iloc[0][["difference", "low", "high"]])
+    assert in_brackets(text, "PRDP gains more truth than DDPO by") == less("large_scale", "ddpo")
+    assert in_brackets(text, "less GRPO's:") == less("large_scale", "grpo")
+    assert in_brackets(text, "PRDP gains more by") == less("large_scale", "ddpo_share")
+    assert in_brackets(text, "PRDP's gain less DDPO's is") == less("small_scale", "ddpo")
+    metrics = pd.read_csv(ROOT/"nbs/results/large_scale_metrics.csv")
+    kl = metrics.groupby(["method", "seed"]).kl.last().groupby("method").mean()
+    assert re.search(r"at (\d+) nats of KL where DDPO is at (\d+)", text).groups() == (f"{kl['prdp']:.0f}", f"{kl['ddpo']:.0f}")
+    gains = read_table(ROOT/"nbs/results/large_scale.csv").query("scorer == 'emoji_truth'")
+    gains = (gains.tuned - gains.base).groupby([gains.method, gains.seed]).mean()
+    assert (gains["grpo"] < 0).sum() == 1 and gains["prdp"].min() > 0, "one seed of GRPO is lost, none of PRDP"
+    sets = gains_by_set("large_scale")
+    assert (sets["prdp"] > sets["ddpo"]).all() and (sets["prdp"] > 0).all()
+
+def gains_by_set(name: str): # a row a prompt set, a column a method: the mean gain of truth
+    from prdp_nb.comparison import read_table
+    table = read_table(ROOT/f"nbs/results/{name}.csv").query("scorer == 'emoji_truth'")
+    return (table.tuned - table.base).groupby([table.prompt_set, table.method]).mean().unstack()
 
 PAPER = {"32_large_scale": (["0.2685 | 0.2665 | 0.2737 | 0.2656 | 0.2654 | 0.2750", "0.2464 | 0.2501 | 0.2673 | 0.2558 | 0.2570 | 0.2093", "0.3175 | 0.3050 | 0.3223 | 0.3175 | 0.3172 | 0.3159"]),
          "33_reward_hacking": ["5.49 | 9.52 | 9.70 | 8.62 | 7.45", "0.2836 | 0.2629 | 0.2647 | 0.2794 | 0.2841"],

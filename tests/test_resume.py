@@ -302,8 +302,8 @@ def test_a_configuration_that_differs_is_refused_by_field(broken, tiny_model, tm
         return capsys.readouterr().err
     said = refusal("--preset", "emoji_small", "--model", str(tiny_model),
                    "--reward", "colourfulness", "--objective", "prdp")
-    for part in ("epochs 20 (the run has 4)", "kl_weight 30.0 (the run has 2.0)",
-                 "to change it on purpose, name it:", "--epochs 20"): assert part in said
+    for part in ("epochs 80 (the run has 4)", "kl_weight 1.0 (the run has 2.0)",
+                 "to change it on purpose, name it:", "--epochs 80"): assert part in said
     assert "images_per_prompt 8 (the run has 2)" in said and "objective" not in said
     assert "cannot change lora_rank 4 (the run has 8)" in refusal("--lora_rank", "4")
     assert "stays in its folder" in refusal("--output_dir", str(tmp_path/"other"))

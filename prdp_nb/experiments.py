@@ -36,8 +36,8 @@ class LabRun:
     method: str = "prdp" # an entry of `METHODS`
     seed: int = 0 # of prompts, noise and a value function's weights
     learning_rate: float = 1e-3 # of AdamW
-    warmup: int = 0 # epochs in which the step grows to that
-    decay: bool = False # the step falls to 0 over the run, in a straight line
+    warmup: int = 0 # epochs in which the learning rate grows to that
+    decay: bool = False # the learning rate falls to 0 over the run, in a straight line
     prompt_share: float = 0.0 # of the base reward's variance, between prompts
     dimensions: int = 16 # D
     steps: int = 10 # T
@@ -127,7 +127,7 @@ def epochs_of(run: LabRun, lab: Lab, policy: Policy): # `train` with a run's set
                  online=run.online, make_optimizer=adamw, max_grad_norm=run.max_grad_norm)
 
 def lose(policy: Policy, run: LabRun): # changed in place
-    "Twenty epochs of DDPO with too large a step, on a reward that is all but a prompt's own."
+    "Twenty epochs of DDPO, the learning rate too large, 95 % of the reward a prompt's own."
     changes = dict(learning_rate=1e-2, prompt_share=0.95, epochs=20, fallen=False)
     wild = replace(run, method="ddpo_batch", **changes)
     for _ in epochs_of(wild, lab_of(wild), policy): pass

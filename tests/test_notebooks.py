@@ -43,6 +43,16 @@ def test_notebook_is_small(notebook):
     assert notebook.stat().st_size < 1_000_000
     assert "widgets" not in json.loads(notebook.read_text(encoding="utf-8"))["metadata"], "states of widgets, hundreds of lines that no reader sees: leave them out"
 
+def silent_cells(cells: list[dict]) -> list[int]: # numbers of those that print or show, and have no output
+    if "skip_exec: true" in "".join(cells[0]["source"]): return []
+    sources = ["".join(cell["source"]) for cell in cells]
+    return [i for i, (cell, source) in enumerate(zip(cells, sources)) if cell["cell_type"] == "code" and "#| eval: false" not in source
+            and re.search(r"^(print|display|plt\.show)\(", source, flags=re.M) and not cell["outputs"]]
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_page_has_the_outputs_that_its_prose_speaks_of(notebook):
+    assert not silent_cells(json.loads(notebook.read_text(encoding="utf-8"))["cells"]), "execute the notebook before it is committed"
+
 def markdown(notebook: Path) -> list[str]: # its cells of prose
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]

@@ -24,7 +24,7 @@ def write_rows(path: Path, rows: list[dict]): # a CSV file, replaced
         writer.writerows(rows)
     print(f"written: {path}")
 
-def seconds(work: Callable[[], object]) -> tuple[float, float]: # of the processor, which other programs disturb little; and of the wall clock
+def seconds(work: Callable[[], object]) -> tuple[float, float]: # of the processor, and of the wall clock
     cpu, wall = time.process_time(), time.perf_counter()
     work()
     return time.process_time() - cpu, time.perf_counter() - wall

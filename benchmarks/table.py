@@ -13,8 +13,8 @@ HEADER = """<!-- Made from benchmarks/results by `make bench`: run a benchmark, 
 
 # What it costs
 
-`make bench` measures all but the last two parts and writes this page; each part is also a command of its own. Seconds are of the processor, on one thread, which other programs
-disturb little; methods that are compared take turns within one run, and a ratio is one of medians. Every single measurement is in [results](results).
+`make bench` measures all but the last two parts and writes this page; each part is also a command of its own. A cell is one denoising step of one image; `cell_fraction` is the share of cells that goes backward. Seconds are of the processor, on one thread. They scatter from round to round, by a tenth and more on a busy machine, so a ratio below 1 is noise;
+methods that are compared take turns within one run, and a ratio is one of medians. Every single measurement is in [results](results).
 """
 NAMES = dict(trl="TRL `DDPOTrainer`", ddpo="DDPO", prdp="PRDP", prdp_quarter="PRDP, `cell_fraction` 0.25",
              base="a small epoch", prompts_per_epoch="N, prompts", images_per_prompt="B, pictures of a prompt", num_inference_steps="T, steps", prompt_set="prompts to draw from", cell_fraction="`cell_fraction`",

@@ -153,6 +153,7 @@ def evaluate_runs(
     check("images_per_prompt", images_per_prompt, dict(at_least=1, at_most=SEEDS_A_PROMPT))
     by_name, threads, bases, tables = cache(load_scorer), cache(RewardThreads), {}, []
     def load(scorer): return (by_name if isinstance(scorer, str) else load_scorer)(scorer)
+    for run in runs: lookup("checkpoint", checkpoint, checkpoints(run)) # all, before any work
     for run in runs:
         config, pipe = load_checkpoint(run, checkpoint, device, model)
         images = images_per_prompt or config.eval_images_per_prompt

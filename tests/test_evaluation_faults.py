@@ -236,6 +236,16 @@ def test_no_run_is_said():
     with pytest.raises(ValueError, match="no run to evaluate"): evaluate_runs([])
 
 
+def test_a_run_that_is_none_stops_the_work_before_the_others_are_sampled(run, tmp_path, monkeypatch):
+    def sampled(*_, **__): raise AssertionError("images were made")
+    monkeypatch.setattr(evaluation, "evaluate_set", sampled)
+    with pytest.raises(ValueError, match="is not a run folder"): evaluate_runs([run, tmp_path])
+    other = tmp_path/"other"
+    shutil.copytree(run, other)
+    shutil.rmtree(other/"final")
+    with pytest.raises(ValueError, match="unknown checkpoint 'final'"): evaluate_runs([run, other])
+
+
 def test_each_run_is_held_against_its_own_base(run, tmp_path, monkeypatch):
     other, bases = shutil.copytree(run, tmp_path/"other"), []
     base_of = evaluation.base_of

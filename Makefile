@@ -1,4 +1,4 @@
-# From nothing but Python >= 3.10 and make: each target first makes .venv with the pinned tools, once.
+# From nothing but Python >= 3.10 and make: each target but oldest first makes .venv with the pinned tools, once.
 # Another interpreter: make test PYTHON=/path/to/python3.12
 PYTHON ?= python3
 BIN := .venv/bin
@@ -20,14 +20,16 @@ venv: .venv/.installed ## make .venv and install the project with its pinned dev
 demo: venv ## finetune the embedded model with PRDP on the CPU, pictures and table included
 	$(BIN)/prdp_train --preset emoji_small
 
-test: venv ## sync, README, lint, every notebook, the website, every test
+test: venv ## sync, README, map, lint, every notebook, the website, every test
 	.ci/check_sync
 	$(BIN)/python tools/readme.py --check
 	$(BIN)/python tools/house.py --check
 	$(BIN)/ruff check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup --durations=0 --durations-min=1
 
-oldest: ## the tests of models, training and processes with the oldest releases that settings.ini allows, in .venv-oldest
+oldest: ## the tests of models, training and processes with the oldest releases that settings.ini allows, in .venv-oldest; Python 3.10 or 3.11
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))' || { \
+	  echo 'The oldest releases need Python 3.10 or 3.11, and "$(PYTHON)" is neither. Name one: make oldest PYTHON=/path/to/python3.11' >&2; exit 1; }
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install -c constraints-oldest.txt -e . pytest pytest-xdist fastcore pyarrow scipy
 	OMP_NUM_THREADS=1 .venv-oldest/bin/pytest -n auto --dist loadgroup tests/test_baselines.py tests/test_clip_rewards.py tests/test_losses.py tests/test_evaluation.py tests/test_models.py tests/test_processes.py tests/test_prompts.py tests/test_rewards.py tests/test_sd.py tests/test_training.py

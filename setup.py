@@ -1,4 +1,5 @@
 "Everything is set in settings.ini: edit there, not here."
+import re
 from configparser import ConfigParser
 from pathlib import Path
 from setuptools import find_packages, setup
@@ -6,18 +7,24 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-licenses = {"apache2": "Apache-2.0"}
+licenses = {"apache2": "Apache-2.0 AND OFL-1.1"} # the code, and the sprites
 statuses = ["1 - Planning", "2 - Pre-Alpha", "3 - Alpha", "4 - Beta", "5 - Production/Stable", "6 - Mature", "7 - Inactive"]
-pythons = ["3.10", "3.11", "3.12", "3.13"]
+pythons = ["3.10", "3.11", "3.12"]
 supported = pythons[pythons.index(cfg["min_python"]):]
+
+def front_page() -> str: # README.md for the index, where links within the repository need its address
+    page, inside = Path("README.md").read_text(encoding="utf-8"), r"\]\((?!\w+:|#)"
+    raw = cfg["git_url"].replace("github.com", "raw.githubusercontent.com")
+    page = re.sub(rf"(!\[[^\]]*){inside}", rf"\1]({raw}/{cfg['branch']}/", page)
+    return re.sub(inside, f"]({cfg['git_url']}/blob/{cfg['branch']}/", page)
 
 setup(
     name=cfg["lib_name"],
-    **{key: cfg[key] for key in "version description keywords author author_email".split()},
+    **{key: cfg[key] for key in "version description keywords author".split()},
     license=licenses[cfg["license"]],
     license_files=["LICENSE", "prdp_nb/assets/LICENSE-OFL"],
     url=cfg["git_url"],
-    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description=front_page(),
     long_description_content_type="text/markdown",
     classifiers=[f"Development Status :: {statuses[int(cfg['status']) - 1]}", f"Intended Audience :: {cfg['audience']}",
                  f"Natural Language :: {cfg['language']}",

@@ -13,7 +13,7 @@ HEADER = """<!-- Made from benchmarks/results by `make bench`: run a benchmark, 
 
 # What it costs
 
-`make bench` measures all but the last two parts and writes this page; each part is also a command of its own. A cell is one denoising step of one image; `cell_fraction` is the share of cells that goes backward. Seconds are of the processor, on one thread. They scatter from round to round, by a tenth and more on a busy machine, so a ratio below 1 is noise;
+`make bench` measures all but the last two parts and writes this page; each part is also a command of its own, with `.venv` active. A cell is one denoising step of one image; `cell_fraction` is the share of cells that goes backward. Seconds are of the processor, on one thread. They scatter from round to round, by a tenth and more on a busy machine, so a ratio below 1 is noise;
 methods that are compared take turns within one run, and a ratio is one of medians. Every single measurement is in [results](results).
 """
 NAMES = dict(trl="TRL `DDPOTrainer`", ddpo="DDPO", prdp="PRDP", prdp_quarter="PRDP, `cell_fraction` 0.25",
@@ -75,7 +75,7 @@ def beside_trl(table: pd.DataFrame) -> str:
     reached = sum(speed[method] >= aim*speed["trl"] for method, aim in TARGETS.items())
     scan = ", ".join(f"{r.sample_batch} and {r.train_batch}: {r.images/r.seconds:.3f} images a second" for r in table[table.part == "scan"].itertuples())
     ours, trl = runs[runs.trl.isna()], runs[runs.trl.notna()]
-    return (f"`python benchmarks/beside_trl.py`: TRL {trl.trl.iloc[0]} in its own environment, unchanged, and ours, the same pipeline on both sides (UNet channels 32 and 64, two layers a block, 16x16x4 latents, LoRA of rank 4): {best.images} images an epoch, T = {SETTING['steps']}, guidance {SETTING['guidance']:g}, one "
+    return (f"`python benchmarks/beside_trl.py --rounds {runs.turn.max() + 1}`: TRL {trl.trl.iloc[0]} in its own environment, unchanged, and ours, the same pipeline on both sides (UNet channels 32 and 64, two layers a block, 16x16x4 latents, LoRA of rank 4): {best.images} images an epoch, T = {SETTING['steps']}, guidance {SETTING['guidance']:g}, one "
             f"optimizer step an epoch, {runs.turn.max() + 1} measurement(s) of each. Batches of TRL, sampled and trained at once: {scan}; all methods below have {best.sample_batch} and {best.train_batch}.\n\n{markdown(rows)}\n\n"
             f"Of the {len(TARGETS)} aims {reached} are reached. An evaluation is one sample through the UNet; with guidance a picture needs two a step. PRDP scores the pretrained model on every picture, DDPO on one of each prompt, for the column `kl` of metrics.csv. "
             f"{unet_share(runs)}\n\n{where(ours)}\n\n{where(trl, ' (TRL)')}")
@@ -87,7 +87,7 @@ def subset(table: pd.DataFrame) -> str:
     told = table.seed.nunique() > 2 and apart > spread # one seed has no spread, and tells nothing
     rows = [{"`cell_fraction`": share, "seconds an epoch": f"{medians[share]:.1f}", "over all cells": f"{medians[share]/medians.iloc[0]:.2f}", "epochs": ", ".join(map(str, runs.epochs)),
              "reward after, seed by seed": ", ".join(f"{reward:.3f}" for reward in runs.reward_after), "mean": f"{means[share]:.3f}"} for share, runs in shares]
-    return (f"`python benchmarks/subset.py`: runs of emoji_small that end after equal time, about {table.seconds.median():.0f} seconds, scored on the same seeds; before, the reward is {table.reward_before.mean():.3f}.\n\n{markdown(rows)}\n\n"
+    return (f"`python benchmarks/subset.py`: runs of emoji_small that end after equal time, here about {table.seconds.median():.0f} seconds (`--budget` sets it), scored on the same seeds; before, the reward is {table.reward_before.mean():.3f}.\n\n{markdown(rows)}\n\n"
             f"The means of the shares lie {apart:.3f} apart, the seeds of one share up to {spread:.3f}: which share is best in equal time {'can' if told else 'cannot'} be told (seeds: {table.seed.nunique()}).\n\n{where(table)}")
 
 def growth(table: pd.DataFrame) -> str:

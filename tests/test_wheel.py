@@ -1,5 +1,5 @@
 "The wheel alone, in an environment that knows neither this repository nor its notebooks' tools."
-import csv, json, os, shutil, subprocess, sys, sysconfig, zipfile
+import csv, json, os, re, shutil, subprocess, sys, sysconfig, zipfile
 from pathlib import Path
 import pytest, torch
 
@@ -56,6 +56,12 @@ def test_installed_package_needs_no_notebook_tools(wheel):
     assert any(line.startswith("Requires-Dist: torch>=") for line in required)
     assert not [line for line in required if any(tool in line for tool in ("nbdev", "fastcore", "jupyter", "ipykernel", "pytest"))]
     assert "Requires-Python: >=3.10" in lines
+
+def test_links_of_the_front_page_lead_somewhere_on_the_index(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        links = re.findall(r"\]\(([^)\s]+)", archive.read(name).decode())
+    assert len(links) > 50 and not [link for link in links if not link.startswith(("https://", "#"))]
 
 @pytest.mark.parametrize("command", ["prdp_train", "prdp_evaluate", "prdp_sample"])
 def test_installed_commands_explain_themselves(installed, tmp_path, command):

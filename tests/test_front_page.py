@@ -60,8 +60,8 @@ def test_the_front_page_is_read_in_a_few_minutes():
     assert sum(len("".join(cell["source"]).split()) for cell in cells) <= 1300
 
 def test_the_picture_of_stability_is_what_its_caption_says():
+    import pandas as pd, stability_picture
     from PIL import Image
-    import stability_picture
     table = stability_picture.curves()
     ends = table.groupby(["method", "seed"]).last()
     lost = (ends.quality < 0.1).groupby("method")
@@ -70,6 +70,9 @@ def test_the_picture_of_stability_is_what_its_caption_says():
     kl, quality = (ends[look].groupby("method").median() for look in ("kl", "quality"))
     said = re.search(r"it goes (\d+) nats away from the base model \(the median seed\), PRDP (\d+)\.", front())
     assert said.groups() == (f"{kl['grpo']:.0f}", f"{kl['prdp']:.0f}") and quality["grpo"] > quality["prdp"]
+    runs = pd.read_csv(ROOT/"nbs/results/stability/runs.csv").query("method == 'ddpo_batch' and prompt_share > 0.9 and learning_rate == 1e-4 and warmup == 0")
+    alive = runs.groupby("seed").quality.last()
+    assert len(alive) == 10 and f"1e-3, DDPO is lost with every seed, PRDP and GRPO with none; at 1e-4 DDPO ends at {alive.mean():.2f}." in front()
     with Image.open(stability_picture.PICTURE) as picture:
         assert picture.info["Description"] == stability_picture.fingerprint(table), "the runs have changed: make readme"
 
